@@ -1,0 +1,62 @@
+use nestling::{Event, Message, RpcError, controller};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize, Message)]
+#[message(pattern = "", reply = u64)]
+struct Empty;
+
+#[derive(Serialize, Deserialize, Message)]
+#[message(pattern = "user get", reply = u64)]
+struct Space;
+
+#[derive(Serialize, Deserialize, Message)]
+#[message(pattern = "user.*", reply = u64)]
+struct Wildcard;
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "order.Placed")]
+struct Capital;
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "placed")]
+struct OneWord;
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "order..placed")]
+struct TwoDots;
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "order.placed-late")]
+struct Hyphen;
+
+struct Users;
+
+#[controller]
+impl Users {
+    #[message_pattern("user.>")]
+    async fn wildcard(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+
+    #[event_pattern("")]
+    async fn empty(&self) -> Result<(), RpcError> {
+        Ok(())
+    }
+
+    #[message_pattern(user.get)]
+    async fn unquoted(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+
+    #[message_pattern = "user.get"]
+    async fn assigned(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+
+    #[message_pattern()]
+    async fn nothing(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+}
+
+fn main() {}

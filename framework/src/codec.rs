@@ -1,0 +1,117 @@
+//! How a contract becomes bytes: [`Codec`], picked by the `content-type` header.
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    envelope::{Headers, header},
+    error::RpcError,
+};
+
+/// The encoding of a payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Codec {
+    /// `application/json`: the default, and the only one NestJS applications speak.
+    #[default]
+    Json,
+    /// `application/x-bincode`: bincode 2, standard configuration. Small and fast, but both sides
+    /// must be built from the same contract.
+    #[cfg(feature = "bincode")]
+    Bincode,
+}
+
+/// What bincode may allocate while decoding, whatever a forged length says.
+#[cfg(feature = "bincode")]
+const BINCODE_LIMIT: usize = 64 << 20;
+
+impl Codec {
+    /// The value of the `content-type` header; none for JSON, which is what its absence means.
+    pub fn content_type(self) -> Option<&'static str> {
+        match self {
+            Self::Json => None,
+            #[cfg(feature = "bincode")]
+            Self::Bincode => Some("application/x-bincode"),
+        }
+    }
+
+    /// The codec that `headers` ask for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is one this build does not know.
+    pub fn of(headers: &Headers) -> Result<Self, RpcError> {
+        match headers.get(header::CONTENT_TYPE) {
+            None | Some("application/json") => Ok(Self::Json),
+            #[cfg(feature = "bincode")]
+            Some("application/x-bincode") => Ok(Self::Bincode),
+            Some(other) => {
+                Err(RpcError::invalid_argument(format!("unknown content-type {other:?}")))
+            }
+        }
+    }
+
+    /// Encodes one value.
+    ///
+    /// # Errors
+    /// `Internal` when the type cannot be carried by this codec.
+    pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Bytes, RpcError> {
+        match self {
+            Self::Json => serde_json::to_vec(value).map(Bytes::from).map_err(RpcError::internal),
+            #[cfg(feature = "bincode")]
+            Self::Bincode => bincode::serde::encode_to_vec(value, bincode::config::standard())
+                .map(Bytes::from)
+                .map_err(RpcError::internal),
+        }
+    }
+
+    /// Decodes one value; an empty JSON payload reads as `null`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the bytes are not such a value, or not only it.
+    pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, RpcError> {
+        match self {
+            Self::Json => {
+                let bytes = if bytes.is_empty() { b"null" } else { bytes };
+                serde_json::from_slice(bytes)
+                    .map_err(|error| undecodable(&error).with_source(error))
+            }
+            #[cfg(feature = "bincode")]
+            Self::Bincode => {
+                let config = bincode::config::standard().with_limit::<BINCODE_LIMIT>();
+                match bincode::serde::decode_from_slice(bytes, config) {
+                    Ok((value, read)) if read == bytes.len() => Ok(value),
+                    Ok(_) => Err(RpcError::invalid_argument("payload has trailing bytes")),
+                    Err(error) => Err(undecodable(&error).with_source(error)),
+                }
+            }
+        }
+    }
+}
+
+fn undecodable(error: &dyn std::fmt::Display) -> RpcError {
+    RpcError::invalid_argument(format!("payload cannot be decoded: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn json_without_payload_is_null() {
+        assert_eq!(Codec::Json.decode::<Option<u8>>(b""), Ok(None));
+        assert_eq!(Codec::Json.decode::<u8>(b"{").unwrap_err().code, Code::InvalidArgument);
+    }
+
+    #[cfg(feature = "bincode")]
+    #[test]
+    fn bincode_refuses_forged_lengths_and_trailing_bytes() {
+        let codec = Codec::Bincode;
+        let bytes = codec.encode(&"hello").unwrap();
+        assert_eq!(codec.decode::<String>(&bytes), Ok("hello".to_owned()));
+        let forged = [253, 255, 255, 255, 255, 255, 255, 255, 127];
+        assert_eq!(codec.decode::<String>(&forged).unwrap_err().code, Code::InvalidArgument);
+        let long = [bytes.as_ref(), b"x"].concat();
+        assert_eq!(codec.decode::<String>(&long).unwrap_err().code, Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,135 @@
+//! What every service answers about itself: `<service>.svc.ping`, `.info` and `.health`.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use crate::{
+    context::Context, error::RpcError, extract::Payload, handler::BoxFuture, router::Router,
+};
+
+/// How long one check may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Which service this is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The process that answered.
+    pub process: u32,
+    /// The transport the question came by.
+    pub transport: String,
+    /// When the process started, in milliseconds since 1970.
+    pub started_at: u64,
+}
+
+/// Whether a service can work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// It answers.
+    pub live: bool,
+    /// All its checks pass.
+    pub ready: bool,
+    /// What was checked.
+    pub checks: Vec<Check>,
+}
+
+/// One thing that was checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// Why it fails, without details; none when it passes.
+    pub error: Option<String>,
+}
+
+type Probe = Arc<dyn Fn() -> BoxFuture<'static, Result<(), RpcError>> + Send + Sync>;
+
+/// The handlers of a service's questions about itself.
+///
+/// ```
+/// use nestling::Introspection;
+///
+/// let router = Introspection::new("user", "1.0.0").check("database", || async { Ok(()) }).router();
+/// ```
+#[derive(Clone)]
+pub struct Introspection {
+    name: &'static str,
+    version: &'static str,
+    checks: Vec<(&'static str, Probe)>,
+}
+
+impl Introspection {
+    /// For the service of this name and version, without checks.
+    pub fn new(name: &'static str, version: &'static str) -> Self {
+        Self { name, version, checks: Vec::new() }
+    }
+
+    /// Adds something without which the service cannot work.
+    #[must_use]
+    pub fn check<F, Fut>(mut self, name: &'static str, probe: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), RpcError>> + Send + 'static,
+    {
+        self.checks.push((name, Arc::new(move || Box::pin(probe()))));
+        self
+    }
+
+    /// The handlers.
+    pub fn router(self) -> Router {
+        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started_at = u64::try_from(started_at.as_millis()).unwrap_or_default();
+        // Three short names per service, once per process: the router keeps them for ever anyway.
+        let pattern = |verb: &str| -> &'static str { format!("{}.svc.{verb}", self.name).leak() };
+        let Self { name, version, .. } = self;
+        let checks = Arc::new(self.checks.clone());
+        Router::new()
+            .message_at(pattern("ping"), |Payload(ping): Payload<serde_json::Value>| async move {
+                Ok::<_, RpcError>(ping)
+            })
+            .message_at(pattern("info"), move |cx: Context| async move {
+                Ok::<_, RpcError>(Info {
+                    name: name.to_owned(),
+                    version: version.to_owned(),
+                    process: std::process::id(),
+                    transport: cx.transport().to_owned(),
+                    started_at,
+                })
+            })
+            .message_at(pattern("health"), move || {
+                let checks = Arc::clone(&checks);
+                async move { Ok::<_, RpcError>(health(&checks).await) }
+            })
+    }
+}
+
+async fn health(checks: &[(&'static str, Probe)]) -> Health {
+    let checks = futures_util::future::join_all(checks.iter().map(async |(name, probe)| {
+        let result = timeout(PATIENCE, probe())
+            .await
+            .unwrap_or_else(|_| Err(RpcError::deadline_exceeded("the check took too long")));
+        let error = result.err().map(|error| {
+            tracing::warn!(check = name, ?error, "not ready");
+            error.message
+        });
+        Check { name: (*name).to_owned(), error }
+    }));
+    let checks = checks.await;
+    Health { live: true, ready: checks.iter().all(|check| check.error.is_none()), checks }
+}
+
+impl fmt::Debug for Introspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Introspection").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,354 @@
+//! [`Router`]: which handler answers which pattern.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    future::poll_fn,
+    panic::Location,
+    sync::Arc,
+    task::{self, Poll},
+};
+
+use tower::{Layer, Service};
+
+use crate::{
+    context::Context,
+    contract::{Event, Guarantee, Message, Shape},
+    error::RpcError,
+    handler::{BoxFuture, EventHandler, Handler, MessageHandler, Reply},
+};
+
+/// One handler with the layers around it: a `tower` service from [`Context`] to [`Reply`].
+#[derive(Clone)]
+pub struct Route {
+    call: Arc<dyn Fn(Context) -> BoxFuture<'static, Result<Reply, RpcError>> + Send + Sync>,
+}
+
+impl Route {
+    /// A route that calls `function`.
+    pub fn new(
+        function: impl Fn(Context) -> BoxFuture<'static, Result<Reply, RpcError>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { call: Arc::new(function) }
+    }
+
+    pub(crate) fn run(&self, cx: Context) -> BoxFuture<'static, Result<Reply, RpcError>> {
+        (self.call)(cx)
+    }
+
+    fn layered<L>(self, layer: &L) -> Self
+    where
+        L: Layer<Self>,
+        L::Service: Service<Context, Response = Reply, Error = RpcError, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let service = layer.layer(self);
+        Self::new(move |cx| {
+            let mut service = service.clone();
+            Box::pin(async move {
+                poll_fn(|task| service.poll_ready(task)).await?;
+                service.call(cx).await
+            })
+        })
+    }
+}
+
+impl Service<Context> for Route {
+    type Response = Reply;
+    type Error = RpcError;
+    type Future = BoxFuture<'static, Result<Reply, RpcError>>;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), RpcError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, cx: Context) -> Self::Future {
+        self.run(cx)
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Route")
+    }
+}
+
+/// A struct whose methods are handlers: what `#[controller]` implements.
+pub trait Controller {
+    /// Adds its handlers to `router`.
+    fn register(self: Arc<Self>, router: Router) -> Router;
+}
+
+/// The handlers of a service, by pattern.
+///
+/// A pattern has one message handler, or any number of event handlers.
+///
+/// ```
+/// use nestling::{Payload, Router, RpcError};
+///
+/// async fn double(Payload(n): Payload<u64>) -> Result<u64, RpcError> {
+///     Ok(n * 2)
+/// }
+///
+/// let router = Router::new().message_at("math.double", double);
+/// ```
+#[derive(Clone, Default)]
+pub struct Router {
+    messages: HashMap<&'static str, MessageRoute>,
+    events: HashMap<&'static str, Vec<EventRoute>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct MessageRoute {
+    pub(crate) route: Route,
+    pub(crate) idempotent: bool,
+    pub(crate) many: Option<bool>,
+    caller: &'static Location<'static>,
+}
+
+impl MessageRoute {
+    /// Whether the handler may be dropped when nobody waits for its reply.
+    pub(crate) fn cancellable(&self) -> bool {
+        self.idempotent || self.many == Some(true)
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct EventRoute {
+    pub(crate) route: Route,
+    pub(crate) needs: Guarantee,
+    pub(crate) caller: &'static Location<'static>,
+}
+
+impl Router {
+    /// A router without handlers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the handler of a message; its pattern is that of its first argument's contract.
+    ///
+    /// # Panics
+    /// When the pattern has a handler, naming both places.
+    #[track_caller]
+    #[must_use]
+    pub fn message<Args, H: MessageHandler<Args>>(self, handler: H) -> Self {
+        let route = Route::new(move |cx| handler.call(cx));
+        self.add_message(
+            H::Message::PATTERN,
+            route,
+            H::Message::IDEMPOTENT,
+            Some(<H::Message as Message>::Shape::MANY),
+        )
+    }
+
+    /// Adds the handler of a message without a contract. It counts as not idempotent.
+    ///
+    /// # Panics
+    /// When the pattern has a handler, naming both places.
+    #[track_caller]
+    #[must_use]
+    pub fn message_at<Args, H: Handler<Args>>(self, pattern: &'static str, handler: H) -> Self {
+        self.message_with(pattern, false, handler)
+    }
+
+    /// Adds the handler of a message without a contract, and says whether it is idempotent: what
+    /// [`Message::IDEMPOTENT`] says for one that has a contract.
+    ///
+    /// # Panics
+    /// When the pattern has a handler, naming both places.
+    #[track_caller]
+    #[must_use]
+    pub fn message_with<Args, H: Handler<Args>>(
+        self,
+        pattern: &'static str,
+        idempotent: bool,
+        handler: H,
+    ) -> Self {
+        self.add_message(pattern, Route::new(move |cx| handler.call(cx)), idempotent, None)
+    }
+
+    /// Adds a handler of an event; its pattern is that of its first argument's contract.
+    #[track_caller]
+    #[must_use]
+    pub fn event<Args, H: EventHandler<Args>>(self, handler: H) -> Self {
+        let route = Route::new(move |cx| handler.call(cx));
+        self.add_event(H::Event::PATTERN, route, H::Event::DELIVERY)
+    }
+
+    /// Adds a handler of an event without a contract. It counts as best effort.
+    #[track_caller]
+    #[must_use]
+    pub fn event_at<Args, H: Handler<Args>>(self, pattern: &'static str, handler: H) -> Self {
+        self.event_with(pattern, Guarantee::BestEffort, handler)
+    }
+
+    /// Adds a handler of an event without a contract, and says what losing one would mean: what
+    /// [`Event::DELIVERY`] says for one that has a contract.
+    #[track_caller]
+    #[must_use]
+    pub fn event_with<Args, H: Handler<Args>>(
+        self,
+        pattern: &'static str,
+        needs: Guarantee,
+        handler: H,
+    ) -> Self {
+        self.add_event(pattern, Route::new(move |cx| handler.call(cx)), needs)
+    }
+
+    /// Adds all handlers of a controller.
+    ///
+    /// # Panics
+    /// When one of its messages has a handler.
+    #[track_caller]
+    #[must_use]
+    pub fn controller<C: Controller>(self, controller: C) -> Self {
+        Arc::new(controller).register(self)
+    }
+
+    /// Adds all handlers of another router.
+    ///
+    /// # Panics
+    /// When both have a handler for one message.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        for (pattern, route) in other.messages {
+            self.insert_message(pattern, route);
+        }
+        for (pattern, routes) in other.events {
+            self.events.entry(pattern).or_default().extend(routes);
+        }
+        self
+    }
+
+    /// Wraps every handler added so far.
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Route>,
+        L::Service: Service<Context, Response = Reply, Error = RpcError, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let messages = self.messages.values_mut().map(|message| &mut message.route);
+        let events = self.events.values_mut().flatten().map(|event| &mut event.route);
+        for route in messages.chain(events) {
+            *route = route.clone().layered(&layer);
+        }
+        self
+    }
+
+    #[track_caller]
+    fn add_message(
+        mut self,
+        pattern: &'static str,
+        route: Route,
+        idempotent: bool,
+        many: Option<bool>,
+    ) -> Self {
+        let caller = Location::caller();
+        self.insert_message(pattern, MessageRoute { route, idempotent, many, caller });
+        self
+    }
+
+    fn insert_message(&mut self, pattern: &'static str, route: MessageRoute) {
+        match self.messages.entry(pattern) {
+            Entry::Vacant(entry) => {
+                entry.insert(route);
+            }
+            Entry::Occupied(entry) => panic!(
+                "message {pattern:?} has two handlers: one added at {}, one at {}",
+                entry.get().caller,
+                route.caller
+            ),
+        }
+    }
+
+    #[track_caller]
+    fn add_event(mut self, pattern: &'static str, route: Route, needs: Guarantee) -> Self {
+        let caller = Location::caller();
+        self.events.entry(pattern).or_default().push(EventRoute { route, needs, caller });
+        self
+    }
+
+    pub(crate) fn find_message(&self, pattern: &str) -> Option<&MessageRoute> {
+        self.messages.get(pattern)
+    }
+
+    pub(crate) fn find_events(&self, pattern: &str) -> &[EventRoute] {
+        self.events.get(pattern).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&'static str, &MessageRoute)> {
+        self.messages.iter().map(|(pattern, route)| (*pattern, route))
+    }
+
+    pub(crate) fn events(&self) -> impl Iterator<Item = (&'static str, &[EventRoute])> {
+        self.events.iter().map(|(pattern, routes)| (*pattern, routes.as_slice()))
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router")
+            .field("messages", &self.messages.keys())
+            .field("events", &self.events.keys())
+            .finish()
+    }
+}
+
+/// Calls a router's message handler in place, for tests of handlers without a transport.
+impl Service<Context> for Router {
+    type Response = Reply;
+    type Error = RpcError;
+    type Future = BoxFuture<'static, Result<Reply, RpcError>>;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), RpcError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, cx: Context) -> Self::Future {
+        match self.find_message(cx.pattern()) {
+            Some(message) => message.route.run(cx),
+            None => Box::pin(std::future::ready(Err(no_handler(cx.pattern())))),
+        }
+    }
+}
+
+/// The answer to a message that nobody here handles.
+pub(crate) fn no_handler(pattern: &str) -> RpcError {
+    RpcError::unimplemented(format!("no handler for {pattern:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extract::Payload;
+
+    async fn echo(Payload(n): Payload<u64>) -> Result<u64, RpcError> {
+        Ok(n)
+    }
+
+    #[test]
+    #[should_panic(expected = "has two handlers: one added at")]
+    fn two_handlers_of_one_message_are_refused_at_start() {
+        let one = Router::new().message_at("a", echo);
+        let other = Router::new().message_at("a", echo);
+        drop(one.merge(other));
+    }
+
+    #[test]
+    fn an_event_may_have_any_number_of_handlers() {
+        let one = Router::new().event_at("e", echo);
+        let both = one.clone().merge(one);
+        assert_eq!(both.find_events("e").len(), 2);
+    }
+}

@@ -1,0 +1,198 @@
+//! Events in the run loop: order by key, retries, and several handlers of one event.
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
+
+use bytestring::ByteString;
+use futures_util::future::join_all;
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Origin,
+    run::{Loop, Started, Work, report},
+};
+use crate::{
+    context::Context,
+    contract::Guarantee,
+    error::RpcError,
+    router::Route,
+    transport::{Delivery, Outcome},
+};
+
+/// How many keys are remembered before those that are free are forgotten.
+const MOST_FREE: usize = 1024;
+
+type Waiting = Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send>>;
+
+/// The keys of one source that have an event in work: events with one key run one after the other.
+///
+/// The lock is fair, and asked for in the order of arrival, so it is the queue as well.
+#[derive(Default)]
+pub(super) struct Lanes {
+    locks: HashMap<ByteString, Arc<Mutex<()>>>,
+}
+
+/// An event's turn among those with its key.
+enum Turn {
+    /// It has no key.
+    Free,
+    Taken(OwnedMutexGuard<()>),
+    Waiting(Waiting),
+}
+
+impl Lanes {
+    fn turn(&mut self, lane: Option<&ByteString>, task: &mut task::Context<'_>) -> Turn {
+        let Some(lane) = lane else { return Turn::Free };
+        if self.locks.len() >= MOST_FREE {
+            self.locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        let lock = Arc::clone(self.locks.entry(lane.clone()).or_default());
+        let mut waiting: Waiting = Box::pin(lock.lock_owned());
+        match waiting.as_mut().poll(task) {
+            Poll::Ready(guard) => Turn::Taken(guard),
+            Poll::Pending => Turn::Waiting(waiting),
+        }
+    }
+
+    /// Starts the handlers of an event, or queues it behind others with its key.
+    pub(super) fn start(
+        &mut self,
+        shared: &Loop,
+        origin: Origin,
+        delivery: &mut Delivery,
+        task: &mut task::Context<'_>,
+    ) -> Started {
+        let routes = shared.router().find_events(delivery.route());
+        let turn = self.turn(delivery.lane.as_ref(), task);
+        let envelope = std::mem::take(&mut delivery.envelope);
+        let cx = Context::with_attempt(envelope, origin.name, delivery.attempt);
+        let [only] = routes else {
+            let handlers = routes.iter().map(|event| Handling::new(event.route.clone(), &cx)).collect();
+            return Self::queued(turn, origin, handlers);
+        };
+        let mut handling = Handling::new(only.route.clone(), &cx);
+        if matches!(turn, Turn::Waiting(_)) {
+            return Self::queued(turn, origin, vec![handling]);
+        }
+        let mut work = Work::new(&only.route, cx);
+        match work.poll(task) {
+            Poll::Ready(Ok(_)) => Started::Settle(Outcome::Ack),
+            Poll::Ready(Err(error)) => {
+                handling.first = Some(First::Failed(error));
+                Self::queued(turn, origin, vec![handling])
+            }
+            Poll::Pending => {
+                handling.first = Some(First::Waits(work));
+                Self::queued(turn, origin, vec![handling])
+            }
+        }
+    }
+
+    fn queued(turn: Turn, origin: Origin, handlers: Vec<Handling>) -> Started {
+        Started::Event(Event { turn, origin, handlers })
+    }
+}
+
+/// An event in work.
+pub(super) struct Event {
+    turn: Turn,
+    origin: Origin,
+    handlers: Vec<Handling>,
+}
+
+/// One handler of an event: each succeeds, is retried and fails apart from the others.
+struct Handling {
+    route: Route,
+    cx: Context,
+    first: Option<First>,
+}
+
+/// What is known of the first attempt, which was made in place.
+enum First {
+    Waits(Work),
+    Failed(RpcError),
+}
+
+impl Event {
+    /// Runs every handler to its end; `None` when the event has to be given back.
+    pub(super) async fn finish(self, shared: &Loop) -> Option<Outcome> {
+        let Self { turn, origin, handlers } = self;
+        let work = async {
+            let guard = match turn {
+                Turn::Free => None,
+                Turn::Taken(guard) => Some(guard),
+                Turn::Waiting(waiting) => Some(waiting.await),
+            };
+            let attempts = match origin.guarantee {
+                Guarantee::AtLeastOnce => shared.limits.attempts,
+                Guarantee::BestEffort => 1,
+            };
+            let ends = join_all(handlers.into_iter().map(|handling| handling.run(shared, attempts)));
+            let rejected: Vec<_> = ends.await.into_iter().flatten().collect();
+            drop(guard);
+            match rejected.is_empty() {
+                true => Outcome::Ack,
+                false => Outcome::Reject { reason: rejected.join("; ") },
+            }
+        };
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = shared.abort().cancelled() => None,
+        }
+    }
+}
+
+impl Handling {
+    fn new(route: Route, cx: &Context) -> Self {
+        Self { route, cx: cx.clone(), first: None }
+    }
+
+    /// Tries up to `attempts` times; returns why the event was rejected, if it was.
+    async fn run(mut self, shared: &Loop, attempts: u32) -> Option<String> {
+        let mut delay = shared.limits.first_delay;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match self.attempt(shared.limits.handler_timeout).await {
+                Ok(()) => return None,
+                Err(error) => error,
+            };
+            let pattern = self.cx.pattern();
+            if !error.code.may_pass() || tries >= attempts {
+                let error = report(&self.cx, error);
+                tracing::error!(pattern, tries, %error, "event rejected");
+                return Some(error.to_string());
+            }
+            tracing::warn!(pattern, tries, ?error, "event failed, trying again");
+            sleep(jittered(delay)).await;
+            delay = delay.saturating_mul(4);
+            self.cx = self.cx.next_attempt();
+        }
+    }
+
+    async fn attempt(&mut self, limit: Duration) -> Result<(), RpcError> {
+        let mut work = match self.first.take() {
+            Some(First::Failed(error)) => return Err(error),
+            Some(First::Waits(work)) => work,
+            None => Work::new(&self.route, self.cx.clone()),
+        };
+        match timeout(limit, poll_fn(|task| work.poll(task))).await {
+            Ok(result) => result.map(drop),
+            Err(_) => Err(RpcError::deadline_exceeded(format!("the handler took over {limit:?}"))),
+        }
+    }
+}
+
+/// Between half and all of `delay`, so that many that failed together do not come back together.
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(0.5 + fastrand::f64() / 2.0)
+}

@@ -1,0 +1,435 @@
+//! [`Server`]: receives what a [`Router`] handles, on any number of transports at once.
+
+mod events;
+mod run;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::SelectAll};
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use self::run::Loop;
+use crate::{
+    contract::Guarantee,
+    endpoint::{Endpoint, Endpoints},
+    router::Router,
+    transport::{
+        Error, EventPattern, MessagePattern, ServerTransport, Source, Sources, Subscription,
+    },
+};
+
+/// A service about to run: its name, its handlers and where it listens.
+///
+/// ```no_run
+/// use nestling::{Router, Server};
+///
+/// # async fn example(router: Router) -> Result<(), nestling::StartError> {
+/// Server::new("user", router).listen("nats://localhost").events("kafka://localhost").run().await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    instance: String,
+    router: Router,
+    listen: Vec<Endpoint>,
+    events: Vec<Endpoint>,
+    limits: Limits,
+}
+
+#[derive(Clone, Debug)]
+struct Limits {
+    max_in_flight: usize,
+    handler_timeout: Duration,
+    drain_timeout: Duration,
+    attempts: u32,
+    first_delay: Duration,
+}
+
+/// Why a server did not start, or what made it stop.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// There is no URL to listen on.
+    NoEndpoint,
+    /// A transport could not be opened or subscribed to.
+    Transport {
+        /// The URL, without its password.
+        endpoint: String,
+        /// What went wrong.
+        source: Error,
+    },
+    /// An event needs more than any of the transports gives it.
+    Unfit {
+        /// The event.
+        pattern: String,
+        /// Where its handler was added.
+        handler: String,
+        /// What it could arrive by.
+        transports: Vec<String>,
+    },
+    /// The signal that should end the server cannot be waited for.
+    Signal(std::io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoEndpoint => f.write_str("the server has no URL to listen on"),
+            Self::Transport { endpoint, source } => write!(f, "listen on {endpoint}: {source}"),
+            Self::Unfit { pattern, handler, transports } => write!(
+                f,
+                "event {pattern} (handled at {handler}) needs at-least-once delivery, and {} gives \
+                 best effort: add an events URL that gives it, such as kafka:// or redis://, or \
+                 declare the event `best_effort`",
+                transports.join(", ")
+            ),
+            Self::Signal(_) => f.write_str("wait for a termination signal"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Transport { source, .. } => Some(source),
+            Self::Signal(source) => Some(source),
+            Self::NoEndpoint | Self::Unfit { .. } => None,
+        }
+    }
+}
+
+impl Server {
+    /// A service with these handlers. Replicas with one name share the work.
+    pub fn new(name: impl Into<String>, router: Router) -> Self {
+        Self {
+            name: name.into(),
+            instance: Uuid::new_v4().simple().to_string(),
+            router,
+            listen: Vec::new(),
+            events: Vec::new(),
+            limits: Limits {
+                max_in_flight: 4096,
+                handler_timeout: Duration::from_secs(60),
+                drain_timeout: Duration::from_secs(10),
+                attempts: 6,
+                first_delay: Duration::from_millis(100),
+            },
+        }
+    }
+
+    /// Where messages arrive; call it once or several times, with one URL or many.
+    ///
+    /// Events arrive here too: all of them when there is no [`events`](Self::events) URL, else
+    /// those that some client publishes here as best effort.
+    #[must_use]
+    pub fn listen(mut self, endpoints: impl Into<Endpoints>) -> Self {
+        self.listen.extend(endpoints.into().0);
+        self
+    }
+
+    /// The bus events arrive by, where it is not what messages arrive by.
+    #[must_use]
+    pub fn events(mut self, endpoints: impl Into<Endpoints>) -> Self {
+        self.events.extend(endpoints.into().0);
+        self
+    }
+
+    /// Which replica this is. Brokers give a replica that comes back under its old name its old
+    /// work at once; two that run at the same time must differ. Random by default.
+    #[must_use]
+    pub fn instance(mut self, instance: impl Into<String>) -> Self {
+        self.instance = instance.into();
+        self
+    }
+
+    /// How many messages and events may be in work at once, over all transports (4096).
+    #[must_use]
+    pub fn max_in_flight(mut self, limit: usize) -> Self {
+        self.limits.max_in_flight = limit.max(1);
+        self
+    }
+
+    /// How long a handler may take when its caller set no deadline (60 s).
+    #[must_use]
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.limits.handler_timeout = limit;
+        self
+    }
+
+    /// How long work that has begun may take to finish when the server shuts down (10 s); what is
+    /// left is given back to its transport.
+    #[must_use]
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.limits.drain_timeout = limit;
+        self
+    }
+
+    /// How often an event is tried before it is rejected (6), and the delay before the second try
+    /// (0.1 s), which grows fourfold with each.
+    #[must_use]
+    pub fn retry(mut self, attempts: u32, first_delay: Duration) -> Self {
+        self.limits.attempts = attempts.max(1);
+        self.limits.first_delay = first_delay;
+        self
+    }
+
+    /// Runs until SIGINT or SIGTERM, then drains.
+    ///
+    /// # Errors
+    /// [`StartError`] when it cannot start.
+    pub async fn run(self) -> Result<(), StartError> {
+        let running = self.start().await?;
+        let signal = terminated().await;
+        tracing::info!("draining");
+        running.shutdown().await;
+        signal.map_err(StartError::Signal)
+    }
+
+    /// Starts; returns when every transport receives.
+    ///
+    /// # Errors
+    /// [`StartError`] when a transport cannot be opened, or gives less than a handler needs.
+    pub async fn start(self) -> Result<Running, StartError> {
+        let Self { name, instance, router, listen, events, limits } = self;
+        let inputs = open_all(&listen, &events).await?;
+        check_guarantees(&router, &inputs)?;
+
+        let max_in_flight = limits.max_in_flight;
+        let work = Arc::new(Loop::new(router, limits, Semaphore::new(max_in_flight)));
+        let mut transports = Vec::new();
+        let mut all = SelectAll::new();
+        for input in inputs {
+            let subscription =
+                input.subscription(&name, &instance, work.router(), max_in_flight);
+            let endpoint = input.endpoint.to_string();
+            let sources = input
+                .transport
+                .subscribe(subscription)
+                .await
+                .map_err(|source| StartError::Transport { endpoint: endpoint.clone(), source })?;
+            let url = input.transport.local_url().unwrap_or(endpoint);
+            tracing::info!(service = name, instance, url, "listening");
+            let origin = Origin {
+                name: input.transport.name(),
+                guarantee: input.transport.capabilities().events,
+            };
+            all.push(tagged(sources, origin));
+            transports.push((input.transport, url));
+        }
+        let abort = work.abort().clone();
+        let stop = work.stop().clone();
+        let addresses = transports.iter().map(|(_, url)| url.clone()).collect();
+        let mut supervisor = JoinSet::new();
+        let transports = transports.into_iter().map(|(transport, _)| transport).collect();
+        supervisor.spawn(supervise(work, transports, all));
+        Ok(Running { addresses, stop, supervisor, _abort: abort.drop_guard() })
+    }
+}
+
+/// What a delivery's transport is called and promises.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    name: &'static str,
+    guarantee: Guarantee,
+}
+
+type Tagged = futures_util::stream::BoxStream<'static, (Origin, Box<dyn Source>)>;
+
+fn tagged(sources: Sources, origin: Origin) -> Tagged {
+    sources.map(move |source| (origin, source)).boxed()
+}
+
+/// A transport and what arrives by it.
+struct Input {
+    endpoint: Endpoint,
+    transport: Arc<dyn ServerTransport>,
+    messages: bool,
+    events: Arrives,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrives {
+    /// It is the bus.
+    All,
+    /// The bus is another, but whoever publishes here is heard, as far as that promises nothing.
+    IfBestEffort,
+}
+
+impl Input {
+    fn takes_events(&self) -> bool {
+        match self.events {
+            Arrives::All => true,
+            Arrives::IfBestEffort => {
+                self.transport.capabilities().events == Guarantee::BestEffort
+            }
+        }
+    }
+
+    fn subscription(
+        &self,
+        service: &str,
+        instance: &str,
+        router: &Router,
+        max_in_flight: usize,
+    ) -> Subscription {
+        let mut messages = Vec::new();
+        if self.messages {
+            messages.extend(router.messages().map(|(pattern, route)| MessagePattern {
+                pattern: pattern.into(),
+                idempotent: route.idempotent,
+            }));
+        }
+        let mut events = Vec::new();
+        if self.takes_events() {
+            events.extend(router.events().map(|(pattern, routes)| EventPattern {
+                pattern: pattern.into(),
+                needs: needs(routes),
+            }));
+        }
+        messages.sort_by(|one, other| one.pattern.cmp(&other.pattern));
+        events.sort_by(|one, other| one.pattern.cmp(&other.pattern));
+        let (service, instance) = (service.to_owned(), instance.to_owned());
+        Subscription { service, instance, messages, events, max_in_flight }
+    }
+}
+
+fn needs(routes: &[crate::router::EventRoute]) -> Guarantee {
+    routes.iter().map(|route| route.needs).max().unwrap_or(Guarantee::BestEffort)
+}
+
+async fn open_all(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Input>, StartError> {
+    let mut inputs: Vec<Input> = Vec::new();
+    for (endpoint, is_listen) in
+        listen.iter().map(|endpoint| (endpoint, true)).chain(events.iter().map(|e| (e, false)))
+    {
+        if let Some(known) = inputs.iter_mut().find(|input| input.endpoint.is_same(endpoint)) {
+            known.messages |= is_listen;
+            continue;
+        }
+        let transport = endpoint.open_server().await.map_err(|source| StartError::Transport {
+            endpoint: endpoint.to_string(),
+            source,
+        })?;
+        let is_bus = events.is_empty() || events.iter().any(|other| other.is_same(endpoint));
+        let arrives = if is_bus { Arrives::All } else { Arrives::IfBestEffort };
+        let endpoint = endpoint.clone();
+        inputs.push(Input { endpoint, transport, messages: is_listen, events: arrives });
+    }
+    if inputs.is_empty() { Err(StartError::NoEndpoint) } else { Ok(inputs) }
+}
+
+fn check_guarantees(router: &Router, inputs: &[Input]) -> Result<(), StartError> {
+    let buses = || inputs.iter().filter(|input| input.events == Arrives::All);
+    let best = buses().map(|input| input.transport.capabilities().events).max();
+    for (pattern, routes) in router.events() {
+        let Some(route) = routes.iter().find(|route| Some(route.needs) > best) else { continue };
+        return Err(StartError::Unfit {
+            pattern: pattern.to_owned(),
+            handler: route.caller.to_string(),
+            transports: buses().map(|input| input.endpoint.to_string()).collect(),
+        });
+    }
+    Ok(())
+}
+
+/// Owns the task of every source until all have drained.
+async fn supervise(
+    work: Arc<Loop>,
+    transports: Vec<Arc<dyn ServerTransport>>,
+    mut sources: SelectAll<Tagged>,
+) {
+    let mut drivers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = work.stop().cancelled() => break,
+            Some((origin, source)) = sources.next() => {
+                drivers.spawn(Arc::clone(&work).drive(source, origin));
+            }
+            Some(ended) = drivers.join_next() => log_panic(ended),
+            else => {
+                // Every transport has ended and every source is done: nothing will come any more.
+                work.stop().cancelled().await;
+                break;
+            }
+        }
+    }
+    for transport in &transports {
+        transport.close().await;
+    }
+    let drain_timeout = work.drain_timeout();
+    let drained = async {
+        while let Some(ended) = drivers.join_next().await {
+            log_panic(ended);
+        }
+    };
+    if tokio::time::timeout(drain_timeout, drained).await.is_err() {
+        tracing::warn!("work is left after {drain_timeout:?}, giving it back");
+        work.abort().cancel();
+        // What was in work is dropped and so given back; the sources still write that out.
+        let given_back = async {
+            while let Some(ended) = drivers.join_next().await {
+                log_panic(ended);
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(2), given_back).await.is_err() {
+            tracing::warn!("a source did not close in time");
+        }
+    }
+    drop(sources);
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a transport panicked; its source is lost");
+    }
+}
+
+/// A server that receives. Dropping it stops everything at once, as a crash would.
+#[derive(Debug)]
+pub struct Running {
+    addresses: Vec<String>,
+    stop: CancellationToken,
+    supervisor: JoinSet<()>,
+    _abort: DropGuard,
+}
+
+impl Running {
+    /// Where it can be reached: the URLs it listens on, with the ports that were free.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// The first of [`addresses`](Self::addresses).
+    pub fn address(&self) -> &str {
+        self.addresses.first().map_or("", String::as_str)
+    }
+
+    /// Takes no new work, finishes what has begun within the drain timeout, gives the rest back,
+    /// and lets go of the transports.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.supervisor.join_next().await {
+            log_panic(ended);
+        }
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn terminated() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupt = tokio::signal::ctrl_c() => interrupt,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

@@ -1,0 +1,457 @@
+//! The run loop: the only place that polls handlers and their streams, applies deadlines, catches
+//! panics and settles.
+//!
+//! One task per source takes the deliveries that are ready and polls each handler once, in place.
+//! Most handlers that only compute, or find their lock free, are done by then, and their replies
+//! leave together when the source is polled again. A handler that waits moves to a task of its own,
+//! with its permit.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{self, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
+
+use super::{Limits, Origin, events::Lanes};
+use crate::{
+    context::Context,
+    error::{Code, RpcError},
+    handler::{BoxFuture, ByteStream, Reply},
+    router::{Route, Router, no_handler},
+    transport::{Delivery, Gone, Kind, Outcome, Source},
+};
+
+/// How many deliveries one round takes at most.
+const BATCH: usize = 64;
+
+/// What all sources of a server share.
+pub(super) struct Loop {
+    router: Router,
+    pub(super) limits: Limits,
+    permits: Arc<Semaphore>,
+    stop: CancellationToken,
+    abort: CancellationToken,
+}
+
+impl Loop {
+    pub(super) fn new(router: Router, limits: Limits, permits: Semaphore) -> Self {
+        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        Self { router, limits, permits: Arc::new(permits), stop, abort }
+    }
+
+    pub(super) fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Cancelled when the server begins to drain.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Cancelled when what is still in work has to be given back.
+    pub(super) fn abort(&self) -> &CancellationToken {
+        &self.abort
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.limits.drain_timeout
+    }
+
+    /// Runs one source until it ends or the server has drained.
+    pub(super) async fn drive(self: Arc<Self>, source: Box<dyn Source>, origin: Origin) {
+        let stop = Box::pin(self.stop.clone().cancelled_owned());
+        let mut driver = Driver {
+            shared: self,
+            source,
+            origin,
+            stop: Some(stop),
+            batch: Vec::with_capacity(BATCH),
+            in_work: TaskTracker::new(),
+            lanes: Lanes::default(),
+        };
+        driver.run().await;
+    }
+}
+
+struct Driver {
+    shared: Arc<Loop>,
+    source: Box<dyn Source>,
+    origin: Origin,
+    /// Gone once the source has been told.
+    stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    batch: Vec<Delivery>,
+    in_work: TaskTracker,
+    lanes: Lanes,
+}
+
+impl Driver {
+    async fn run(&mut self) {
+        let mut permit = None;
+        loop {
+            let mut held = match permit.take() {
+                Some(held) => held,
+                None => match self.permit().await {
+                    Some(held) => held,
+                    None => break,
+                },
+            };
+            if poll_fn(|cx| self.poll_source(cx, BATCH)).await.is_none() {
+                break;
+            }
+            let mut batch = std::mem::take(&mut self.batch);
+            for delivery in batch.drain(..) {
+                // Without a permit the server is being torn down, and what is dropped is given back.
+                let Some(free) = self.accept(delivery, held).await else { return };
+                held = free;
+            }
+            self.batch = batch;
+            permit = Some(held);
+        }
+        drop(permit);
+        self.close().await;
+    }
+
+    /// Waits for a permit while the source goes on writing; `None` when the server is torn down.
+    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.shared.permits);
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        let mut acquire = pin!(permits.acquire_owned());
+        let abort = self.shared.abort.clone();
+        let mut abort = pin!(abort.cancelled());
+        poll_fn(|cx| {
+            if let Poll::Ready(permit) = acquire.as_mut().poll(cx) {
+                return Poll::Ready(permit.ok());
+            }
+            ready_or_pending(self.poll_source(cx, 0));
+            abort.as_mut().poll(cx).map(|()| None)
+        })
+        .await
+    }
+
+    fn poll_source(&mut self, cx: &mut task::Context<'_>, room: usize) -> Poll<Option<usize>> {
+        if let Some(stop) = &mut self.stop
+            && stop.as_mut().poll(cx).is_ready()
+        {
+            self.stop = None;
+            self.source.stop();
+        }
+        self.source.poll_deliveries(cx, room, &mut self.batch)
+    }
+
+    /// Starts the work on one delivery and returns a permit for the next: the same one when the
+    /// work was done in place.
+    async fn accept(
+        &mut self,
+        mut delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<OwnedSemaphorePermit> {
+        let started = poll_fn(|task| Poll::Ready(self.start(&mut delivery, task))).await;
+        match started {
+            Started::Settle(outcome) => {
+                delivery.settle(outcome);
+                Some(permit)
+            }
+            Started::Message(running) => {
+                let abort = self.shared.abort.clone();
+                self.in_work.spawn(async move {
+                    let outcome = running.finish(&mut delivery, abort).await;
+                    settle_or_give_back(delivery, outcome);
+                    drop(permit);
+                });
+                self.permit().await
+            }
+            Started::Event(event) => {
+                let shared = Arc::clone(&self.shared);
+                self.in_work.spawn(async move {
+                    let outcome = event.finish(&shared).await;
+                    settle_or_give_back(delivery, outcome);
+                    drop(permit);
+                });
+                self.permit().await
+            }
+        }
+    }
+
+    fn start(&mut self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
+        match delivery.kind {
+            Kind::Message => self.start_message(delivery, task),
+            Kind::Event => self.lanes.start(&self.shared, self.origin, delivery, task),
+        }
+    }
+
+    fn start_message(&self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
+        let Some(message) = self.shared.router.find_message(delivery.route()) else {
+            return Started::Settle(Outcome::Fail(no_handler(delivery.route())));
+        };
+        let envelope = std::mem::take(&mut delivery.envelope);
+        let now = Instant::now();
+        let deadline = envelope.deadline;
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Started::Settle(Outcome::Fail(too_late()));
+        }
+        let cx = Context::with_attempt(envelope, self.origin.name, delivery.attempt);
+        let mut work = Work::new(&message.route, cx);
+        let reply = match work.poll(task) {
+            Poll::Ready(result) => match work.outcome(result) {
+                Ok(outcome) => return Started::Settle(outcome),
+                Err(stream) => Some(stream),
+            },
+            Poll::Pending => None,
+        };
+        // A stream without a deadline of its caller's lasts as long as somebody reads it.
+        let deadline = match (deadline, message.many) {
+            (None, Some(true)) => None,
+            (given, _) => Some(given.unwrap_or(now + self.shared.limits.handler_timeout)),
+        };
+        let cancellable = message.cancellable() || reply.is_some();
+        Started::Message(Running { work, stream: reply, deadline, cancellable, has_room: false })
+    }
+
+    /// Waits for what is in work while the source writes its outcomes, then closes the source.
+    async fn close(&mut self) {
+        self.in_work.close();
+        let in_work = self.in_work.clone();
+        let mut done = pin!(in_work.wait());
+        poll_fn(|cx| {
+            ready_or_pending(self.poll_source(cx, 0));
+            done.as_mut().poll(cx)
+        })
+        .await;
+        poll_fn(|cx| self.source.poll_close(cx)).await;
+    }
+}
+
+/// A poll made for its side effects: nothing can arrive with room 0, and the end is seen later.
+fn ready_or_pending(_: Poll<Option<usize>>) {}
+
+/// What became of a delivery at its first poll.
+pub(super) enum Started {
+    Settle(Outcome),
+    Message(Running),
+    Event(super::events::Event),
+}
+
+/// A delivery whose work was torn down is dropped, which gives it back.
+fn settle_or_give_back(delivery: Delivery, outcome: Option<Outcome>) {
+    match outcome {
+        Some(outcome) => delivery.settle(outcome),
+        None => drop(delivery),
+    }
+}
+
+/// A handler at work, with the context it runs in.
+pub(super) struct Work {
+    cx: Context,
+    future: BoxFuture<'static, Result<Reply, RpcError>>,
+}
+
+impl Work {
+    pub(super) fn new(route: &Route, cx: Context) -> Self {
+        let calling = AssertUnwindSafe(|| route.run(cx.clone()));
+        let future = catch_unwind(calling)
+            .unwrap_or_else(|panic| Box::pin(std::future::ready(Err(panicked(&*panic)))));
+        Self { cx, future }
+    }
+
+    /// Polls the handler in its context; a panic becomes an error.
+    pub(super) fn poll(&mut self, task: &mut task::Context<'_>) -> Poll<Result<Reply, RpcError>> {
+        let Self { cx, future } = self;
+        let polling = AssertUnwindSafe(|| cx.poll_scoped(|| future.as_mut().poll(task)));
+        catch_unwind(polling).unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.cx
+    }
+
+    /// What answers a message, or the stream that does.
+    fn outcome(&self, result: Result<Reply, RpcError>) -> Result<Outcome, ByteStream> {
+        match result {
+            Ok(Reply::Value(payload)) => Ok(Outcome::Reply(payload)),
+            Ok(Reply::None) => Ok(Outcome::Done),
+            Ok(Reply::Stream(stream)) => Err(stream),
+            Err(error) => Ok(Outcome::Fail(report(&self.cx, error))),
+        }
+    }
+}
+
+/// Logs what the caller is not told, and returns what it is.
+pub(super) fn report(cx: &Context, error: RpcError) -> RpcError {
+    let trace = cx.header(crate::envelope::header::TRACEPARENT).unwrap_or_default();
+    match error.code {
+        Code::Internal | Code::Unknown => {
+            tracing::error!(pattern = cx.pattern(), trace, ?error, "handler failed");
+        }
+        _ => tracing::debug!(pattern = cx.pattern(), trace, %error, "handler refused"),
+    }
+    error.without_source()
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> RpcError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned());
+    RpcError::internal(format!("handler panicked: {text}"))
+}
+
+fn too_late() -> RpcError {
+    RpcError::deadline_exceeded("the deadline passed")
+}
+
+/// A message whose handler waits, or whose reply is a stream.
+pub(super) struct Running {
+    work: Work,
+    stream: Option<ByteStream>,
+    deadline: Option<Instant>,
+    cancellable: bool,
+    /// The responder has said that it takes one more value.
+    has_room: bool,
+}
+
+/// Why work ended before its handler did.
+enum Interrupted {
+    Cancelled,
+    Deadline,
+    Aborted,
+}
+
+impl Running {
+    /// Runs to the end; `None` when the delivery has to be given back.
+    async fn finish(
+        mut self,
+        delivery: &mut Delivery,
+        abort: CancellationToken,
+    ) -> Option<Outcome> {
+        let mut interrupt =
+            pin!(Interrupt { abort: pin!(abort.cancelled()), deadline: sleeping(self.deadline) });
+        if self.stream.is_none() {
+            let result = poll_fn(|task| {
+                if let Poll::Ready(result) = self.work.poll(task) {
+                    return Poll::Ready(Ok(result));
+                }
+                if self.cancellable && delivery.responder().poll_cancelled(task).is_ready() {
+                    return Poll::Ready(Err(Interrupted::Cancelled));
+                }
+                interrupt.as_mut().get_mut().poll(task).map(Err)
+            })
+            .await;
+            match result.map(|result| self.work.outcome(result)) {
+                Ok(Ok(outcome)) => return Some(outcome),
+                Ok(Err(stream)) => self.stream = Some(stream),
+                Err(interrupted) => return interrupted.outcome(),
+            }
+        }
+        let mut stream = self.stream.take()?;
+        loop {
+            let step = poll_fn(|task| {
+                let step = self.poll_stream(&mut stream, delivery, task);
+                if step.is_ready() {
+                    return step.map(Ok);
+                }
+                if delivery.responder().poll_cancelled(task).is_ready() {
+                    return Poll::Ready(Err(Interrupted::Cancelled));
+                }
+                interrupt.as_mut().get_mut().poll(task).map(Err)
+            });
+            match step.await {
+                Ok(Step::Value) => {}
+                Ok(Step::End(outcome)) => return Some(outcome),
+                // What a reader has seen must not be sent again: a stream is never given back.
+                Err(Interrupted::Aborted) => {
+                    let error = RpcError::unavailable("the service stopped during the stream");
+                    return Some(Outcome::Fail(error));
+                }
+                Err(interrupted) => return interrupted.outcome(),
+            }
+        }
+    }
+
+    /// Moves one value from the handler's stream to the reply, when there is room for it.
+    fn poll_stream(
+        &mut self,
+        stream: &mut ByteStream,
+        delivery: &mut Delivery,
+        task: &mut task::Context<'_>,
+    ) -> Poll<Step> {
+        let end = |outcome| Poll::Ready(Step::End(outcome));
+        if !self.has_room {
+            match ready!(delivery.responder().poll_ready(task)) {
+                Ok(()) => self.has_room = true,
+                Err(Gone) => return end(Outcome::Done),
+            }
+        }
+        let cx = self.work.context();
+        let polling =
+            AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
+        let item = match catch_unwind(polling) {
+            Ok(polled) => ready!(polled),
+            Err(panic) => Some(Err(panicked(&*panic))),
+        };
+        match item {
+            Some(Ok(payload)) => {
+                delivery.responder().value(payload);
+                self.has_room = false;
+                Poll::Ready(Step::Value)
+            }
+            Some(Err(error)) => end(Outcome::Fail(report(cx, error))),
+            None => end(Outcome::Done),
+        }
+    }
+}
+
+enum Step {
+    Value,
+    End(Outcome),
+}
+
+impl Interrupted {
+    fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::Cancelled => {
+                Some(Outcome::Fail(RpcError::aborted("the caller has gone")))
+            }
+            Self::Deadline => Some(Outcome::Fail(too_late())),
+            Self::Aborted => None,
+        }
+    }
+}
+
+type Sleeping = Option<Pin<Box<tokio::time::Sleep>>>;
+
+fn sleeping(deadline: Option<Instant>) -> Sleeping {
+    deadline.map(|deadline| Box::pin(sleep_until(deadline)))
+}
+
+struct Interrupt<A> {
+    abort: A,
+    deadline: Sleeping,
+}
+
+impl<A: Future<Output = ()> + Unpin> Interrupt<A> {
+    fn poll(&mut self, task: &mut task::Context<'_>) -> Poll<Interrupted> {
+        if Pin::new(&mut self.abort).poll(task).is_ready() {
+            return Poll::Ready(Interrupted::Aborted);
+        }
+        match &mut self.deadline {
+            Some(deadline) => deadline.as_mut().poll(task).map(|()| Interrupted::Deadline),
+            None => Poll::Pending,
+        }
+    }
+}

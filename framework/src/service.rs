@@ -1,0 +1,75 @@
+//! What the `main` of every service does: command line, logging, connecting, running.
+
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    client::{Builder, Client},
+    router::Router,
+    server::Server,
+    transport::Error,
+};
+
+/// The command line that services share; flatten it into your own.
+///
+/// Every option is also an environment variable.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Where to listen for messages; repeat it, or separate several by spaces.
+    #[arg(long, env = "LISTEN", value_name = "URL", required = true, value_delimiter = ' ')]
+    pub listen: Vec<String>,
+    /// The bus that events arrive by and leave on; the listen URLs when absent.
+    #[arg(long, env = "EVENTS", value_name = "URL", value_delimiter = ' ')]
+    pub events: Vec<String>,
+    /// Which replica this is; give each a stable name of its own.
+    #[arg(long, env = "INSTANCE", value_name = "NAME")]
+    pub instance: Option<String>,
+    /// The folder of this service's files.
+    #[arg(long, env = "DATA", value_name = "DIR", default_value = "data")]
+    pub data: PathBuf,
+}
+
+impl Config {
+    /// Starts to log to standard error, filtered by `RUST_LOG` (`info` when unset).
+    pub fn init_logging(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+
+    /// A server with these URLs.
+    pub fn server(&self, name: &str, router: Router) -> Server {
+        let server = Server::new(name, router).listen(&self.listen).events(&self.events);
+        match &self.instance {
+            Some(instance) => server.instance(instance),
+            None => server,
+        }
+    }
+
+    /// A client of `url` that calls under the service's name.
+    pub fn client(&self, name: &str, url: &str) -> Builder {
+        let builder = Client::builder(url);
+        match &self.instance {
+            Some(instance) => builder.identity(name, instance),
+            None => builder.identity(name, uuid::Uuid::new_v4().simple().to_string()),
+        }
+    }
+
+    /// A client of the bus: the first events URL, or the first listen URL.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn bus(&self, name: &str) -> Result<Client, Error> {
+        let url = self.events.first().or(self.listen.first()).map_or("", String::as_str);
+        self.client(name, url).build().await
+    }
+
+    /// The path of a file in the data folder, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn file(&self, name: &str) -> std::io::Result<PathBuf> {
+        std::fs::create_dir_all(&self.data)?;
+        Ok(self.data.join(name))
+    }
+}

@@ -1,0 +1,488 @@
+//! The membership of a service in its consumer group, on a thread of its own.
+//!
+//! The thread polls the consumer, which is when the library reports rebalances and commits. The
+//! records themselves go to a queue per partition that a [`PartitionSource`] reads, so neither a
+//! slow handler nor a full partition ever keeps the consumer from being polled.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol},
+    error::{KafkaError, KafkaResult},
+    message::Message as _,
+    types::RDKafkaRespErr,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Logged,
+    offsets::Offsets,
+    partition::{Carries, Partition, PartitionSource},
+    replies::ReplyWriter,
+};
+use crate::transport::{Source, pending::lock};
+
+/// How long one poll of the consumer waits.
+const TICK: Duration = Duration::from_millis(50);
+/// How often what is settled is committed.
+const COMMIT: Duration = Duration::from_millis(100);
+/// How long the library may take to look up committed offsets, in a rebalance.
+const LOOKUP: Duration = Duration::from_secs(5);
+/// How long work on a partition may go on before it is given to somebody else. What takes longer
+/// is handled twice.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// How long the last replies may take at the end.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How long leaving the group may take.
+const LEAVE: Duration = Duration::from_secs(2);
+
+pub(super) type GroupContext = Logged<Arc<Group>>;
+pub(super) type GroupConsumer = BaseConsumer<GroupContext>;
+type Positions = HashMap<(String, i32), i64>;
+
+/// What the thread, the sources and the responders share.
+pub(super) struct Group {
+    pub(super) replies: ReplyWriter,
+    /// How many records of a partition may be taken and not settled.
+    pub(super) most_taken: usize,
+    carried: HashMap<String, Arc<Carries>>,
+    /// Where to begin in partitions that this service has never read.
+    begin: OnceLock<Positions>,
+    consumer: OnceLock<Weak<GroupConsumer>>,
+    partitions: Mutex<Vec<Arc<Partition>>>,
+    sources: Mutex<Option<mpsc::UnboundedSender<Box<dyn Source>>>>,
+    phase: watch::Sender<Phase>,
+    closing: AtomicBool,
+    open: AtomicUsize,
+    foreign: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Joining,
+    /// It has partitions, possibly none.
+    Assigned,
+    /// The broker knows the position in each of them.
+    Placed,
+    Ended,
+}
+
+impl Group {
+    pub(super) fn new(
+        replies: ReplyWriter,
+        carried: HashMap<String, Carries>,
+        max_in_flight: usize,
+        sources: mpsc::UnboundedSender<Box<dyn Source>>,
+    ) -> Arc<Self> {
+        let carried = carried.into_iter().map(|(topic, what)| (topic, Arc::new(what))).collect();
+        Arc::new(Self {
+            replies,
+            most_taken: max_in_flight.saturating_mul(4).max(1024),
+            carried,
+            begin: OnceLock::new(),
+            consumer: OnceLock::new(),
+            partitions: Mutex::default(),
+            sources: Mutex::new(Some(sources)),
+            phase: watch::Sender::new(Phase::Joining),
+            closing: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+            foreign: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the consumer. It does not join before [`start`](Self::start).
+    pub(super) fn connect(self: &Arc<Self>, config: &ClientConfig) -> KafkaResult<Arc<GroupConsumer>> {
+        let context = Logged::new(Arc::clone(self));
+        let consumer = Arc::new(GroupConsumer::from_config_and_context(config, context)?);
+        // Before it is polled first, so that the callbacks find it.
+        if self.consumer.set(Arc::downgrade(&consumer)).is_err() {
+            tracing::error!("a Kafka group has two consumers");
+        }
+        Ok(consumer)
+    }
+
+    /// Finds out where to begin in topics of events that this service has never read: at their
+    /// end, as it is now. Blocks.
+    pub(super) fn find_ends(
+        &self,
+        consumer: &GroupConsumer,
+        partitions: &HashMap<String, i32>,
+    ) -> KafkaResult<()> {
+        let mut all = TopicPartitionList::new();
+        for (topic, count) in partitions {
+            let is_event = !matches!(
+                self.carried.get(topic).map(|carries| &**carries),
+                None | Some(Carries::Requests { .. })
+            );
+            if is_event {
+                all.add_partition_range(topic, 0, count - 1);
+            }
+        }
+        let mut ends = Positions::new();
+        if all.count() > 0 {
+            let committed = consumer.committed_offsets(all, LOOKUP)?;
+            let mut never_read = TopicPartitionList::new();
+            for topic in partitions.keys() {
+                let elements = committed.elements_for_topic(topic);
+                // A partition that was added to a topic is read from its beginning.
+                if elements.iter().all(|element| position(element.offset()).is_none()) {
+                    for element in &elements {
+                        never_read.add_partition_offset(topic, element.partition(), Offset::End)?;
+                    }
+                }
+            }
+            if never_read.count() > 0 {
+                for element in consumer.offsets_for_times(never_read, LOOKUP)?.elements() {
+                    if let Some(end) = position(element.offset()) {
+                        ends.insert((element.topic().to_owned(), element.partition()), end);
+                    }
+                }
+            }
+        }
+        if self.begin.set(ends).is_err() {
+            tracing::error!("a Kafka group has been started twice");
+        }
+        Ok(())
+    }
+
+    /// Joins the group and polls until [`close`](Self::close).
+    pub(super) fn start(self: Arc<Self>, consumer: Arc<GroupConsumer>) -> io::Result<()> {
+        let work = move || self.run(consumer);
+        thread::Builder::new().name("kafka-group".to_owned()).spawn(work).map(drop)
+    }
+
+    fn run(self: Arc<Self>, consumer: Arc<GroupConsumer>) {
+        let topics: Vec<&str> = self.carried.keys().map(String::as_str).collect();
+        let joined = topics.is_empty() || match consumer.subscribe(&topics) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "subscribe to Kafka topics");
+                false
+            }
+        };
+        if topics.is_empty() {
+            self.reach(Phase::Placed);
+        }
+        if joined {
+            self.poll(&consumer);
+        }
+        self.end(consumer);
+    }
+
+    fn poll(&self, consumer: &GroupConsumer) {
+        let mut next_commit = Instant::now();
+        while !self.closing.load(Ordering::Acquire) || self.open.load(Ordering::Acquire) > 0 {
+            match consumer.poll(TICK) {
+                None => {}
+                Some(Ok(message)) => {
+                    // It was fetched before its queue was set apart. Read it again.
+                    let (topic, partition) = (message.topic(), message.partition());
+                    seek(consumer, topic, partition, message.offset());
+                }
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
+                    tracing::error!(%error, "the Kafka consumer has failed for good: another process may have this service's instance name");
+                    return;
+                }
+                // The context has logged it.
+                Some(Err(_)) => {}
+            }
+            let now = Instant::now();
+            let placing = *self.phase.borrow() == Phase::Assigned;
+            if now >= next_commit || placing {
+                next_commit = now + COMMIT;
+                self.commit_settled(consumer);
+            }
+            for partition in lock(&self.partitions).iter() {
+                if let Some(offset) = partition.take_again(now) {
+                    seek(consumer, &partition.topic, partition.number, offset);
+                }
+            }
+            self.replies.send_late();
+        }
+    }
+
+    /// Sends what is left, leaves the group, and closes the consumer.
+    fn end(self: Arc<Self>, consumer: Arc<GroupConsumer>) {
+        lock(&self.sources).take();
+        self.replies.flush(FLUSH);
+        // A static member that only closed would leave its partitions unread until its session
+        // ends; one that was killed comes back under its name at once.
+        consumer.unsubscribe();
+        let deadline = Instant::now() + LEAVE;
+        while !lock(&self.partitions).is_empty() && Instant::now() < deadline {
+            // Whatever comes now is somebody else's.
+            drop(consumer.poll(TICK));
+        }
+        let left = std::mem::take(&mut *lock(&self.partitions));
+        for partition in left {
+            partition.revoke();
+        }
+        drop(consumer);
+        self.reach(Phase::Ended);
+    }
+
+    /// Commits what has been settled, in one request.
+    fn commit_settled(&self, consumer: &GroupConsumer) {
+        let mut list = TopicPartitionList::new();
+        let partitions = lock(&self.partitions).clone();
+        let mut begun = Vec::new();
+        for partition in &partitions {
+            if let Some(position) = partition.begin_commit() {
+                add(&mut list, partition, position);
+                begun.push(partition);
+            }
+        }
+        if begun.is_empty() {
+            return;
+        }
+        if let Err(error) = consumer.commit(&list, CommitMode::Async) {
+            tracing::debug!(%error, "commit to Kafka");
+            for partition in begun {
+                partition.end_commit(None);
+            }
+        }
+    }
+
+    /// Commits what has been settled in one partition, without waiting. Unless it works at once,
+    /// the thread tries again.
+    pub(super) fn commit(&self, partition: &Partition) {
+        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else { return };
+        let Some(position) = partition.begin_commit() else { return };
+        let mut list = TopicPartitionList::new();
+        add(&mut list, partition, position);
+        if let Err(error) = consumer.commit(&list, CommitMode::Async) {
+            tracing::debug!(%error, "commit to Kafka");
+            partition.end_commit(None);
+        }
+    }
+
+    /// Takes over partitions. Runs on the thread, inside a poll.
+    fn assign(self: &Arc<Self>, consumer: &GroupConsumer, list: &mut TopicPartitionList) {
+        let mut committed = HashMap::new();
+        if list.count() > 0 {
+            match consumer.committed_offsets(list.clone(), LOOKUP) {
+                Ok(found) => {
+                    for element in found.elements() {
+                        let key = (element.topic().to_owned(), element.partition());
+                        committed.insert(key, position(element.offset()));
+                    }
+                }
+                // The library asks again by itself, and starts there.
+                Err(error) => tracing::warn!(%error, "look up committed offsets"),
+            }
+        }
+        let mut taken = Vec::new();
+        for mut element in list.elements() {
+            let key = (element.topic().to_owned(), element.partition());
+            let offsets = match committed.get(&key) {
+                Some(Some(position)) => Offsets::new(*position, true),
+                Some(None) => {
+                    let begin = self.begin.get().and_then(|begin| begin.get(&key));
+                    Offsets::new(begin.copied().unwrap_or_default(), false)
+                }
+                None => Offsets::new(0, true),
+            };
+            let from = match committed.get(&key) {
+                Some(_) => Offset::Offset(offsets.position()),
+                None => Offset::Stored,
+            };
+            if let Err(error) = element.set_offset(from) {
+                tracing::error!(%error, "place a Kafka consumer");
+            }
+            taken.extend(self.take_over(key, offsets));
+        }
+        let assigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+            _ => consumer.assign(list),
+        };
+        if let Err(error) = assigned {
+            tracing::error!(%error, "assign Kafka partitions");
+        }
+        tracing::debug!(partitions = taken.len(), "assigned");
+        lock(&self.partitions).extend(taken.iter().cloned());
+        if let Some(sources) = &*lock(&self.sources) {
+            for partition in taken {
+                let source = PartitionSource::new(Arc::clone(self), partition);
+                // Nobody listens any more: the server is being torn down.
+                sources.send(Box::new(source)).unwrap_or_default();
+            }
+        }
+        self.reach(Phase::Assigned);
+        self.note_placed();
+    }
+
+    /// Sets a queue apart for a partition, before anything can be fetched for it.
+    fn take_over(&self, (topic, number): (String, i32), offsets: Offsets) -> Option<Arc<Partition>> {
+        let carries = Arc::clone(self.carried.get(&topic)?);
+        let consumer = self.consumer.get()?.upgrade()?;
+        let waker = Arc::new(AtomicWaker::new());
+        let mut queue = consumer.split_partition_queue(&topic, number)?;
+        let wake = Arc::clone(&waker);
+        queue.set_nonempty_callback(move || wake.wake());
+        Some(Arc::new(Partition::new(topic, number, carries, offsets, Some(queue), waker)))
+    }
+
+    /// Hands partitions over. Runs on the thread, inside a poll.
+    fn revoke(&self, consumer: &GroupConsumer, list: &TopicPartitionList) {
+        let mut revoked = Vec::new();
+        lock(&self.partitions).retain(|partition| {
+            let gone = list.find_partition(&partition.topic, partition.number).is_some();
+            if gone {
+                revoked.push(Arc::clone(partition));
+            }
+            !gone
+        });
+        for partition in &revoked {
+            partition.revoke();
+        }
+        if !consumer.assignment_lost() {
+            let deadline = Instant::now() + HANDOVER;
+            let mut settled = TopicPartitionList::new();
+            for partition in revoked.iter().filter(|partition| !partition.commits_first()) {
+                partition.wait_idle(deadline);
+                if let Some(position) = partition.uncommitted() {
+                    add(&mut settled, partition, position);
+                }
+            }
+            if settled.count() > 0
+                && let Err(error) = consumer.commit(&settled, CommitMode::Sync)
+            {
+                tracing::warn!(%error, "some records will be handled again");
+            }
+        }
+        let unassigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+            _ => consumer.unassign(),
+        };
+        if let Err(error) = unassigned {
+            tracing::warn!(%error, "give Kafka partitions back");
+        }
+        tracing::debug!(partitions = revoked.len(), "revoked");
+    }
+
+    fn reach(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let later = *current < phase;
+            *current = phase.max(*current);
+            later
+        });
+    }
+
+    fn note_placed(&self) {
+        if lock(&self.partitions).iter().all(|partition| partition.is_placed()) {
+            self.reach(Phase::Placed);
+        }
+    }
+
+    /// Waits until the group has come this far.
+    pub(super) async fn reached(&self, phase: Phase) -> Phase {
+        let mut phases = self.phase.subscribe();
+        match phases.wait_for(|current| *current >= phase).await {
+            Ok(current) => *current,
+            Err(_) => Phase::Ended,
+        }
+    }
+
+    /// Once every source has closed the thread ends.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Waits until the consumer is closed, if that has been asked for.
+    pub(super) fn closed(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        let group = Arc::clone(self);
+        async move {
+            if group.closing.load(Ordering::Acquire) {
+                group.reached(Phase::Ended).await;
+            }
+        }
+    }
+
+    /// Whether no source is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
+    }
+
+    pub(super) fn source_opened(&self) {
+        self.open.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn source_closed(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// True the first time that a record of another wire has arrived.
+    pub(super) fn is_first_foreign(&self) -> bool {
+        !self.foreign.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl ConsumerContext for GroupContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.owner.assign(consumer, list),
+            _ => self.owner.revoke(consumer, list),
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
+        if let Err(error) = &result {
+            tracing::debug!(%error, "commit to Kafka");
+        }
+        let elements = list.elements();
+        for partition in lock(&self.owner.partitions).iter() {
+            let element = elements.iter().find(|element| {
+                element.partition() == partition.number && element.topic() == partition.topic
+            });
+            match element {
+                Some(element) if result.is_ok() && element.error().is_ok() => {
+                    partition.end_commit(position(element.offset()));
+                }
+                Some(_) => partition.end_commit(None),
+                // An error without a list ends them all.
+                None if elements.is_empty() => partition.end_commit(None),
+                None => {}
+            }
+        }
+        self.owner.note_placed();
+    }
+}
+
+fn add(list: &mut TopicPartitionList, partition: &Partition, position: i64) {
+    let offset = Offset::Offset(position);
+    if let Err(error) = list.add_partition_offset(&partition.topic, partition.number, offset) {
+        tracing::error!(%error, position, "an offset cannot be committed");
+    }
+}
+
+fn position(offset: Offset) -> Option<i64> {
+    match offset {
+        Offset::Offset(position) => Some(position),
+        _ => None,
+    }
+}
+
+/// Reads a partition again from `offset`, without waiting.
+fn seek(consumer: &GroupConsumer, topic: &str, partition: i32, offset: i64) {
+    if let Err(error) = consumer.seek(topic, partition, Offset::Offset(offset), Duration::ZERO) {
+        tracing::warn!(topic, partition, offset, %error, "read again from Kafka");
+    }
+}

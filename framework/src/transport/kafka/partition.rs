@@ -1,0 +1,507 @@
+//! One assigned partition: what is in work, and the [`Source`] that reads it.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    task::{self, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use futures_util::task::AtomicWaker;
+use rdkafka::{
+    consumer::base_consumer::PartitionQueue,
+    message::{BorrowedMessage, Message as _},
+};
+
+use super::{
+    group::{Group, GroupContext},
+    offsets::Offsets,
+    record::{self, Foreign, Record, ReplyAddress},
+};
+use crate::{
+    envelope::{Envelope, header},
+    error::RpcError,
+    transport::{Delivery, Gone, Item, Kind, Outcome, Responder, Source, pending::lock},
+};
+
+/// How many records one poll looks at, delivered or not.
+const LOOKED_AT: usize = 512;
+/// How long a source waits at its end for the consumer to close.
+const CLOSE: Duration = Duration::from_secs(8);
+
+/// What a topic carries.
+#[derive(Debug)]
+pub(super) enum Carries {
+    /// Requests of one pattern. Idempotent ones are committed once they are settled, others before
+    /// they are delivered.
+    Requests { pattern: ByteString, idempotent: bool },
+    /// Events of one pattern.
+    Event { pattern: ByteString },
+    /// Events of many patterns, of which these are handled here.
+    Events { patterns: Vec<ByteString> },
+}
+
+/// A partition that is assigned to this process.
+pub(super) struct Partition {
+    pub(super) topic: String,
+    pub(super) number: i32,
+    pub(super) carries: Arc<Carries>,
+    /// Where the library puts its records. Taken away when the partition is, since a queue that is
+    /// dropped later would silence the one that takes its place.
+    queue: Mutex<Option<PartitionQueue<GroupContext>>>,
+    state: Mutex<State>,
+    /// Told when nothing is in work any more, while somebody waits for that.
+    idle: Condvar,
+    pub(super) waker: Arc<AtomicWaker>,
+}
+
+struct State {
+    offsets: Offsets,
+    /// A commit is on its way.
+    committing: bool,
+    /// Records given back: read again from this offset, not before this time.
+    again: Option<(i64, Instant)>,
+    /// The source waits for something to be settled.
+    full: bool,
+    revoked: bool,
+}
+
+impl Partition {
+    pub(super) fn new(
+        topic: String,
+        number: i32,
+        carries: Arc<Carries>,
+        offsets: Offsets,
+        queue: Option<PartitionQueue<GroupContext>>,
+        waker: Arc<AtomicWaker>,
+    ) -> Self {
+        let state =
+            State { offsets, committing: false, again: None, full: false, revoked: false };
+        Self {
+            topic,
+            number,
+            carries,
+            queue: Mutex::new(queue),
+            state: Mutex::new(state),
+            idle: Condvar::new(),
+            waker,
+        }
+    }
+
+    /// Delivers nothing more: it belongs to somebody else now, or to nobody.
+    pub(super) fn revoke(&self) {
+        lock(&self.state).revoked = true;
+        let queue = lock(&self.queue).take();
+        drop(queue);
+        self.waker.wake();
+    }
+
+    /// Waits on this thread until nothing is in work.
+    pub(super) fn wait_idle(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let busy = |state: &mut State| state.offsets.in_work() > 0;
+        let waited = self.idle.wait_timeout_while(lock(&self.state), left, busy);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What is to be committed now; says that this is being done.
+    pub(super) fn begin_commit(&self) -> Option<i64> {
+        let mut state = lock(&self.state);
+        if state.committing {
+            return None;
+        }
+        let position = state.offsets.uncommitted()?;
+        state.committing = true;
+        Some(position)
+    }
+
+    /// What is to be committed, whether or not a commit is on its way.
+    pub(super) fn uncommitted(&self) -> Option<i64> {
+        lock(&self.state).offsets.uncommitted()
+    }
+
+    /// A commit has ended, acknowledged up to `position` or not at all.
+    pub(super) fn end_commit(&self, position: Option<i64>) {
+        let mut state = lock(&self.state);
+        state.committing = false;
+        if let Some(position) = position {
+            state.offsets.commit(position);
+            drop(state);
+            self.waker.wake();
+        }
+    }
+
+    /// Whether the broker knows where this service is.
+    pub(super) fn is_placed(&self) -> bool {
+        lock(&self.state).offsets.committed().is_some()
+    }
+
+    /// From where records that were given back are to be read again, once it is time.
+    pub(super) fn take_again(&self, now: Instant) -> Option<i64> {
+        let mut state = lock(&self.state);
+        match state.again {
+            Some((offset, at)) if at <= now => {
+                state.again = None;
+                Some(offset)
+            }
+            _ => None,
+        }
+    }
+
+    fn settle(&self, offset: i64) {
+        self.leave(|state| state.offsets.settle(offset));
+    }
+
+    fn give_back(&self, offset: i64, after: Duration) {
+        self.leave(|state| {
+            if state.offsets.give_back(offset) {
+                let at = Instant::now() + after;
+                state.again = Some(match state.again {
+                    Some((first, last)) => (first.min(offset), last.max(at)),
+                    None => (offset, at),
+                });
+            }
+        });
+    }
+
+    fn leave(&self, change: impl FnOnce(&mut State)) {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        let wake = std::mem::take(&mut state.full);
+        let idle = state.revoked && state.offsets.in_work() == 0;
+        drop(state);
+        if wake {
+            self.waker.wake();
+        }
+        if idle {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Whether too much is taken and not settled; then the source is woken when something is.
+    fn is_full(&self, most: usize) -> bool {
+        let mut state = lock(&self.state);
+        // With nothing in work, records that were given back are in the way: they have to be read.
+        state.full = state.offsets.span() >= most && state.offsets.in_work() > 0;
+        state.full
+    }
+
+    /// Whether offsets are committed before their records are delivered.
+    pub(super) fn commits_first(&self) -> bool {
+        matches!(*self.carries, Carries::Requests { idempotent: false, .. })
+    }
+}
+
+/// Reads one partition.
+pub(super) struct PartitionSource {
+    group: Arc<Group>,
+    partition: Arc<Partition>,
+    /// Deliveries that wait for the commit of their offsets.
+    parked: VecDeque<(i64, Delivery)>,
+    stopped: bool,
+    closing: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    counted: bool,
+}
+
+impl PartitionSource {
+    pub(super) fn new(group: Arc<Group>, partition: Arc<Partition>) -> Self {
+        group.source_opened();
+        Self {
+            group,
+            partition,
+            parked: VecDeque::new(),
+            stopped: false,
+            closing: None,
+            counted: true,
+        }
+    }
+
+    /// Takes records from the library into `batch` or, where they are committed first, aside.
+    fn fetch(&mut self, room: usize, batch: &mut Vec<Delivery>) -> usize {
+        let commits_first = self.partition.commits_first();
+        let queue = lock(&self.partition.queue);
+        let Some(queue) = &*queue else { return 0 };
+        let mut count = 0;
+        let mut looked_at = 0;
+        while count < room {
+            if self.partition.is_full(self.group.most_taken) {
+                break;
+            }
+            if looked_at == LOOKED_AT {
+                self.partition.waker.wake();
+                break;
+            }
+            looked_at += 1;
+            let message = match queue.poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    let (topic, partition) = (&self.partition.topic, self.partition.number);
+                    tracing::warn!(topic, partition, %error, "read from Kafka");
+                    continue;
+                }
+            };
+            let offset = message.offset();
+            let Some(attempt) = lock(&self.partition.state).offsets.take(offset) else { continue };
+            match deliver(&self.group, &self.partition, &message, attempt) {
+                Some(delivery) if commits_first => self.parked.push_back((offset, delivery)),
+                Some(delivery) => batch.push(delivery),
+                None => {
+                    self.partition.settle(offset);
+                    continue;
+                }
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// Delivers what is committed, and has the rest committed.
+    fn poll_parked(&mut self, room: usize, batch: &mut Vec<Delivery>) -> usize {
+        let revoked = {
+            let mut state = lock(&self.partition.state);
+            if !state.committing && !self.stopped && !state.revoked {
+                // From here on a crash loses them; until now they were not taken.
+                for (offset, _) in &self.parked {
+                    state.offsets.settle(*offset);
+                }
+            }
+            state.revoked
+        };
+        if !revoked {
+            self.group.commit(&self.partition);
+        }
+        let committed = lock(&self.partition.state).offsets.committed().unwrap_or_default();
+        let mut count = 0;
+        while count < room && self.parked.front().is_some_and(|(offset, _)| *offset < committed) {
+            batch.extend(self.parked.pop_front().map(|(_, delivery)| delivery));
+            count += 1;
+        }
+        if revoked || self.stopped {
+            self.unpark();
+        }
+        count
+    }
+
+    /// Leaves to others what was set aside, except what an acknowledgement is awaited for.
+    fn unpark(&mut self) {
+        let state = lock(&self.partition.state);
+        let asked_for = match (state.revoked, state.offsets.committed()) {
+            (true, committed) => committed.unwrap_or_default(),
+            (false, _) => state.offsets.position(),
+        };
+        drop(state);
+        while self.parked.back().is_some_and(|(offset, _)| *offset >= asked_for) {
+            if let Some((offset, delivery)) = self.parked.pop_back() {
+                self.partition.give_back(offset, Duration::ZERO);
+                discard(delivery);
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.group.source_closed();
+        }
+    }
+}
+
+/// Drops a delivery whose offset is dealt with already.
+fn discard(mut delivery: Delivery) {
+    // The responder of a parked delivery answers nothing when it is told of an acknowledgement.
+    delivery.envelope = Envelope::default();
+    delivery.settle(Outcome::Ack);
+}
+
+impl Source for PartitionSource {
+    fn poll_deliveries(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        room: usize,
+        batch: &mut Vec<Delivery>,
+    ) -> Poll<Option<usize>> {
+        self.partition.waker.register(cx.waker());
+        let revoked = lock(&self.partition.state).revoked;
+        let mut count = 0;
+        if !revoked && !self.stopped && room > self.parked.len() {
+            let room = room - self.parked.len();
+            let fetched = self.fetch(room, batch);
+            if !self.partition.commits_first() {
+                count += fetched;
+            }
+        }
+        if !self.parked.is_empty() {
+            count += self.poll_parked(room, batch);
+        }
+        match count {
+            0 if (revoked || self.stopped) && self.parked.is_empty() => Poll::Ready(None),
+            0 => Poll::Pending,
+            count => Poll::Ready(Some(count)),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopped = true;
+        self.partition.waker.wake();
+    }
+
+    fn poll_close(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        self.leave();
+        let group = &self.group;
+        let closing = self.closing.get_or_insert_with(|| {
+            let closed = group.closed();
+            Box::pin(async move {
+                if tokio::time::timeout(CLOSE, closed).await.is_err() {
+                    tracing::warn!("the Kafka consumer did not close in time");
+                }
+            })
+        });
+        closing.as_mut().poll(cx)
+    }
+}
+
+impl Drop for PartitionSource {
+    fn drop(&mut self) {
+        self.stopped = true;
+        self.unpark();
+        self.leave();
+    }
+}
+
+/// Makes a delivery of a record; `None` when there is nothing to do for it.
+fn deliver(
+    group: &Arc<Group>,
+    partition: &Arc<Partition>,
+    message: &BorrowedMessage<'_>,
+    attempt: u32,
+) -> Option<Delivery> {
+    let mut read = match Record::read(message) {
+        Ok(record) => record,
+        Err(foreign) => {
+            group.skip(partition, message.offset(), foreign);
+            return None;
+        }
+    };
+    let offset = message.offset();
+    let responder = |reply_to| KafkaResponder {
+        group: Arc::clone(group),
+        partition: Arc::clone(partition),
+        offset,
+        reply_to,
+        ended: false,
+    };
+    let pattern = match &*partition.carries {
+        Carries::Requests { pattern, .. } => {
+            let deadline = match read.remaining {
+                Some(remaining) => match remaining.checked_sub(record::waited(message)) {
+                    Some(left) if !left.is_zero() => Some(tokio::time::Instant::now() + left),
+                    _ => {
+                        tracing::debug!(%pattern, "a request waited beyond its deadline");
+                        return None;
+                    }
+                },
+                None => None,
+            };
+            let reply_to = read.reply_address().map(Arc::new);
+            let envelope = Envelope {
+                pattern: pattern.clone(),
+                headers: read.headers,
+                payload: record::payload(message),
+                deadline,
+            };
+            let responder = Box::new(responder(reply_to));
+            let mut delivery = Delivery::new(Kind::Message, envelope, responder);
+            delivery.attempt = attempt;
+            return Some(delivery);
+        }
+        Carries::Event { pattern } => pattern,
+        Carries::Events { patterns } => {
+            let pattern = read.pattern.as_ref()?;
+            patterns.iter().find(|known| *known == pattern)?
+        }
+    };
+    let lane = record::key(message);
+    if let Some(key) = &lane {
+        read.headers.set(header::KEY, key.clone());
+    }
+    let envelope = Envelope {
+        pattern: pattern.clone(),
+        headers: read.headers,
+        payload: record::payload(message),
+        deadline: None,
+    };
+    let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(responder(None)));
+    delivery.attempt = attempt;
+    delivery.lane = lane;
+    Some(delivery)
+}
+
+struct KafkaResponder {
+    group: Arc<Group>,
+    partition: Arc<Partition>,
+    offset: i64,
+    reply_to: Option<Arc<ReplyAddress>>,
+    /// The stream was ended early, by a value that is too large.
+    ended: bool,
+}
+
+impl KafkaResponder {
+    fn reply(&mut self, item: Item) {
+        if let Some(address) = &self.reply_to
+            && !self.ended
+        {
+            self.ended = !self.group.replies.send(address, item);
+        }
+    }
+}
+
+impl Responder for KafkaResponder {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.ended || self.reply_to.is_none() {
+            return Poll::Ready(Err(Gone));
+        }
+        self.group.replies.poll_ready(cx).map(Ok)
+    }
+
+    fn value(&mut self, payload: Bytes) {
+        self.reply(Item::Value(payload));
+    }
+
+    /// There is no way for a caller to say so; its deadline does.
+    fn poll_cancelled(&mut self, _: &mut task::Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    fn settle(mut self: Box<Self>, outcome: Outcome) {
+        match outcome {
+            Outcome::Reply(payload) => self.reply(Item::Last(payload)),
+            Outcome::Done => self.reply(Item::End),
+            Outcome::Fail(error) => self.reply(Item::Fail(error)),
+            Outcome::Ack | Outcome::Reject { .. } => {}
+            Outcome::Retry { after } => {
+                if !self.partition.commits_first() {
+                    return self.partition.give_back(self.offset, after);
+                }
+                let error = RpcError::unavailable("the service stopped before it replied");
+                self.reply(Item::Fail(error));
+            }
+        }
+        self.partition.settle(self.offset);
+    }
+}
+
+impl Group {
+    /// A record that is not of the native wire. What NestJS sends will be read here.
+    fn skip(&self, partition: &Partition, offset: i64, foreign: Foreign) {
+        let topic = &partition.topic;
+        if self.is_first_foreign() {
+            tracing::warn!(topic, offset, ?foreign, "a record is not nestling's own; such are skipped");
+        } else {
+            tracing::debug!(topic, offset, ?foreign, "record skipped");
+        }
+    }
+}

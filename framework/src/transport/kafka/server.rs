@@ -1,0 +1,221 @@
+//! The receiving side.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    CAPABILITIES, NAME, Settings, blocking,
+    group::{Group, Phase},
+    partition::Carries,
+    replies::ReplyWriter,
+    topics::{self, EventTopics, Purpose, Topics},
+};
+use crate::transport::{
+    Address, Capabilities, Error, ErrorKind, ServerTransport, Sources, Subscription, pending::lock,
+};
+
+/// How long joining the group may take: members that are gone without a word are waited for.
+const JOIN: Duration = Duration::from_secs(30);
+/// How long closing may take where no source waits for it.
+const CLOSE: Duration = Duration::from_secs(5);
+
+pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
+    let settings = Settings::new(&address)?;
+    let replies = ReplyWriter::new(&settings)?;
+    let topics = Topics::new(settings.clone(), replies.lookup());
+    topics.connect().await?;
+    let replies = Mutex::new(Some(replies));
+    Ok(Arc::new(KafkaServer { settings, topics, replies, group: OnceLock::new() }))
+}
+
+struct KafkaServer {
+    settings: Settings,
+    topics: Topics,
+    /// Until the subscription takes it.
+    replies: Mutex<Option<ReplyWriter>>,
+    group: OnceLock<Arc<Group>>,
+}
+
+#[async_trait]
+impl ServerTransport for KafkaServer {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
+        let settings = &self.settings;
+        let replies = lock(&self.replies).take();
+        let Some(replies) = replies else {
+            return Err(settings.error(ErrorKind::Config, "subscribe a second time"));
+        };
+        let carried = carried(&subscription, settings.event_topics)?;
+        let wanted = carried.iter().map(|(topic, carries)| {
+            let purpose = match carries {
+                Carries::Requests { .. } => Purpose::Requests,
+                Carries::Event { .. } | Carries::Events { .. } => Purpose::Events,
+            };
+            (topic.clone(), purpose)
+        });
+        let wanted: Vec<_> = wanted.collect();
+
+        let (sender, mut sources) = mpsc::unbounded_channel();
+        let group = Group::new(replies, carried, subscription.max_in_flight, sender);
+        // Its connections are made while topics are looked up.
+        let consumer = group
+            .connect(&config(settings, &subscription))
+            .map_err(|error| settings.failed("make a Kafka consumer", error))?;
+        let partitions = if wanted.is_empty() {
+            HashMap::new()
+        } else {
+            self.topics.ensure(wanted).await?
+        };
+        // From here on whoever drops the transport ends the group's thread.
+        if self.group.set(Arc::clone(&group)).is_err() {
+            tracing::error!("a Kafka subscription was replaced");
+        }
+        let starting = (Arc::clone(&group), settings.clone());
+        blocking(move || {
+            let (group, settings) = starting;
+            group
+                .find_ends(&consumer, &partitions)
+                .map_err(|error| settings.failed("find the ends of topics", error))?;
+            group.start(consumer).map_err(|error| {
+                settings.error(ErrorKind::Connect, "start a thread").with_source(error)
+            })
+        })
+        .await?;
+        match timeout(JOIN, group.reached(Phase::Placed)).await {
+            Ok(Phase::Ended) => Err(settings.error(ErrorKind::Connect, "join the consumer group")),
+            Ok(_) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| sources.poll_recv(cx)))),
+            Err(_) => {
+                group.close();
+                Err(settings.error(ErrorKind::Timeout, "join the consumer group"))
+            }
+        }
+    }
+
+    async fn close(&self) {
+        if let Some(group) = self.group.get() {
+            group.close();
+            // Otherwise the last source waits, when it has drained.
+            if group.is_idle() && timeout(CLOSE, group.closed()).await.is_err() {
+                tracing::warn!("the Kafka consumer did not close in time");
+            }
+        }
+    }
+}
+
+impl Drop for KafkaServer {
+    fn drop(&mut self) {
+        if let Some(group) = self.group.get() {
+            group.close();
+        }
+    }
+}
+
+fn config(settings: &Settings, subscription: &Subscription) -> rdkafka::ClientConfig {
+    let Subscription { service, instance, messages, events, .. } = subscription;
+    // A service may listen to one cluster by two URLs: for messages, and for events.
+    let part = match (messages.is_empty(), events.is_empty()) {
+        (false, true) => "messages",
+        (true, _) => "events",
+        (false, false) => "all",
+    };
+    let mut config = settings.consumer_config(service);
+    config
+        .set("group.instance.id", format!("{service}.{instance}.{part}"))
+        .set("session.timeout.ms", "6000")
+        // How soon members hear of each other.
+        .set("heartbeat.interval.ms", "500")
+        .set("partition.assignment.strategy", "cooperative-sticky");
+    config
+}
+
+/// What arrives by each topic.
+fn carried(
+    subscription: &Subscription,
+    event_topics: EventTopics,
+) -> Result<HashMap<String, Carries>, Error> {
+    let mut carried = HashMap::new();
+    for message in &subscription.messages {
+        topics::check(&message.pattern)?;
+        let requests = Carries::Requests {
+            pattern: message.pattern.clone(),
+            idempotent: message.idempotent,
+        };
+        carried.insert(message.pattern.to_string(), requests);
+    }
+    for event in &subscription.events {
+        let topic = event_topics.topic(&event.pattern)?;
+        let pattern = event.pattern.clone();
+        match (carried.get_mut(&topic), event_topics) {
+            (Some(Carries::Events { patterns }), _) => patterns.push(pattern),
+            (Some(_), _) => {
+                let message = format!("topic {topic} cannot carry messages and events");
+                return Err(Error::new(ErrorKind::Config, message));
+            }
+            (None, EventTopics::PerPattern) => {
+                carried.insert(topic, Carries::Event { pattern });
+            }
+            (None, EventTopics::PerService) => {
+                carried.insert(topic, Carries::Events { patterns: vec![pattern] });
+            }
+        }
+    }
+    Ok(carried)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        contract::Guarantee,
+        transport::{EventPattern, MessagePattern},
+    };
+
+    fn subscription(messages: &[&'static str], events: &[&'static str]) -> Subscription {
+        let message = |pattern: &&'static str| MessagePattern {
+            pattern: (*pattern).into(),
+            idempotent: true,
+        };
+        let event = |pattern: &&'static str| EventPattern {
+            pattern: (*pattern).into(),
+            needs: Guarantee::AtLeastOnce,
+        };
+        Subscription {
+            service: "user".to_owned(),
+            instance: "1".to_owned(),
+            messages: messages.iter().map(message).collect(),
+            events: events.iter().map(event).collect(),
+            max_in_flight: 8,
+        }
+    }
+
+    #[test]
+    fn events_of_one_service_arrive_by_one_topic() {
+        let subscription = subscription(&["user.get"], &["order.placed", "order.paid"]);
+        let carried = carried(&subscription, EventTopics::PerService).unwrap();
+        assert_eq!(carried.len(), 2);
+        let Carries::Events { patterns } = &carried["order.events"] else {
+            panic!("{carried:?}");
+        };
+        assert_eq!(patterns.as_slice(), ["order.placed", "order.paid"]);
+    }
+
+    #[test]
+    fn a_topic_of_messages_takes_no_events() {
+        let subscription = subscription(&["user.get"], &["user.get"]);
+        assert!(carried(&subscription, EventTopics::PerPattern).is_err());
+        assert!(carried(&subscription, EventTopics::PerService).is_ok());
+    }
+}

@@ -1,0 +1,513 @@
+//! The seam: what a transport must provide, and the table of those that exist.
+//!
+//! A transport moves [`Envelope`]s between processes. On the receiving side it hands out
+//! [`Source`]s, from which the [`Server`](crate::Server) *pulls* deliveries; it never calls a
+//! handler and never polls a handler's stream. On the sending side it starts requests and
+//! publishes events. Everything else (routing, concurrency, deadlines, retries, drain) is written
+//! once, outside.
+//!
+//! To add one, implement [`ServerTransport`] and [`ClientTransport`]; `examples/custom_transport.rs`
+//! shows both in a hundred lines.
+
+mod address;
+mod calls;
+#[cfg(feature = "kafka")]
+mod kafka;
+mod memory;
+#[cfg(feature = "nats")]
+mod nats;
+mod pending;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "tcp")]
+mod tcp;
+
+use std::{
+    error, fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use bytestring::ByteString;
+use futures_core::Stream;
+
+pub use self::{
+    address::Address,
+    calls::{Call, Calls, WINDOW},
+    memory::Memory,
+    pending::{Control, Item, Pending, Replies},
+};
+use crate::{
+    contract::Guarantee,
+    envelope::Envelope,
+    error::{Code, RpcError},
+    handler::BoxFuture,
+};
+
+/// The receiving side of a transport.
+#[async_trait]
+pub trait ServerTransport: Send + Sync + 'static {
+    /// The scheme of its URLs, such as `nats`.
+    fn name(&self) -> &'static str;
+
+    /// What it gives.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts to receive what the subscription names. Called once.
+    ///
+    /// Returns when peers and brokers can see the subscription: a message sent afterwards arrives.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or the address cannot be bound.
+    async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error>;
+
+    /// Where clients reach it, if that is more definite than the URL it was made from: the port
+    /// that `tcp://127.0.0.1:0` was bound to. Known after [`subscribe`](Self::subscribe).
+    fn local_url(&self) -> Option<String> {
+        None
+    }
+
+    /// Takes no more sources (stops listening). Called when the server drains, before the sources
+    /// are stopped.
+    async fn close(&self) {}
+}
+
+/// The sources of a subscription, as they appear: connections, partitions, subscriptions.
+pub type Sources = Pin<Box<dyn Stream<Item = Box<dyn Source>> + Send>>;
+
+/// Whatever has an order and a back-pressure of its own: a TCP connection, a Kafka partition, a
+/// NATS or Redis subscription.
+///
+/// One task owns a source and everything that happens on it: it polls for deliveries, and each
+/// poll is also the source's chance to write replies that were settled since the last one.
+pub trait Source: Send + 'static {
+    /// Appends up to `room` deliveries that are ready to `batch` and returns how many; `None` when
+    /// there will be no more.
+    ///
+    /// With `room` 0 nothing may be appended, but writes, acknowledgements and control frames still
+    /// make progress; it then returns `Pending`, or `None` at the end.
+    /// A settled outcome must wake the task that polled last, if anything is left to write.
+    fn poll_deliveries(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        room: usize,
+        batch: &mut Vec<Delivery>,
+    ) -> Poll<Option<usize>>;
+
+    /// The server drains: take nothing new. What cannot be given back is still delivered, then
+    /// [`poll_deliveries`](Self::poll_deliveries) returns `None`.
+    fn stop(&mut self);
+
+    /// After the last delivery has been settled: write out what is left and let go.
+    fn poll_close(&mut self, cx: &mut task::Context<'_>) -> Poll<()>;
+}
+
+/// Where the outcome of one delivery goes.
+pub trait Responder: Send + 'static {
+    /// Whether there is room for one more value of a streamed reply. Once it has said yes it is
+    /// not asked again before that value has been given.
+    ///
+    /// # Errors
+    /// [`Gone`] when nobody will read it any more.
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// One value of a streamed reply, after [`poll_ready`](Self::poll_ready) said yes.
+    fn value(&mut self, payload: Bytes);
+
+    /// Ready when the caller has dropped its call, where the wire can tell.
+    fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()>;
+
+    /// What became of the delivery. Never waits: it queues to the transport's writer.
+    fn settle(self: Box<Self>, outcome: Outcome);
+}
+
+/// The caller of a streamed reply has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The one value of a reply.
+    Reply(Bytes),
+    /// The end of a streamed reply.
+    Done,
+    /// The error that answers a message, alone or after values.
+    Fail(RpcError),
+    /// An event was handled.
+    Ack,
+    /// It was not handled here: somebody should get it again, where the transport can.
+    Retry {
+        /// Not earlier than this.
+        after: Duration,
+    },
+    /// An event cannot be handled by anybody.
+    Reject {
+        /// Why, for whoever looks at dead letters.
+        reason: String,
+    },
+}
+
+/// Whether somebody waits for a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A message: answered.
+    Message,
+    /// An event: acknowledged.
+    Event,
+}
+
+/// A received envelope, to be settled exactly once.
+///
+/// One that is dropped unsettled counts as [`Outcome::Retry`]: nothing is lost by a panic or an
+/// early return.
+pub struct Delivery {
+    /// Message or event.
+    pub kind: Kind,
+    /// What arrived.
+    pub envelope: Envelope,
+    /// The subscribed pattern it came by, where that is not the envelope's own (wildcards).
+    pub subscription: Option<ByteString>,
+    /// The how-manieth delivery this is, counted from 1, as far as the transport knows.
+    pub attempt: u32,
+    /// Deliveries of one source with equal lanes are handled one after the other.
+    pub lane: Option<ByteString>,
+    responder: Option<Box<dyn Responder>>,
+}
+
+impl Delivery {
+    /// A first delivery without a lane.
+    pub fn new(kind: Kind, envelope: Envelope, responder: Box<dyn Responder>) -> Self {
+        let responder = Some(responder);
+        Self { kind, envelope, subscription: None, attempt: 1, lane: None, responder }
+    }
+
+    /// The pattern its handler is registered under.
+    pub fn route(&self) -> &ByteString {
+        self.subscription.as_ref().unwrap_or(&self.envelope.pattern)
+    }
+
+    /// Says what became of it.
+    pub fn settle(mut self, outcome: Outcome) {
+        if let Some(responder) = self.responder.take() {
+            responder.settle(outcome);
+        }
+    }
+
+    /// The responder, while the delivery is not settled.
+    pub fn responder(&mut self) -> &mut dyn Responder {
+        self.responder.as_deref_mut().expect("only `settle` takes the responder, by value")
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(responder) = self.responder.take() {
+            responder.settle(Outcome::Retry { after: Duration::ZERO });
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("kind", &self.kind)
+            .field("envelope", &self.envelope)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a service wants to receive.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The service's name: replicas with one name share the work, services with different names
+    /// each see an event.
+    pub service: String,
+    /// Which replica this is: unique among those of a service, stable over a restart if it can be.
+    pub instance: String,
+    /// Messages to answer.
+    pub messages: Vec<MessagePattern>,
+    /// Events to react to.
+    pub events: Vec<EventPattern>,
+    /// How many deliveries the service works on at once: how far a transport may read ahead.
+    pub max_in_flight: usize,
+}
+
+/// A message that a service answers.
+#[derive(Clone, Debug)]
+pub struct MessagePattern {
+    /// Its pattern.
+    pub pattern: ByteString,
+    /// Whether a crash may run it again: then it is acknowledged after its handler, else before.
+    pub idempotent: bool,
+}
+
+/// An event that a service reacts to.
+#[derive(Clone, Debug)]
+pub struct EventPattern {
+    /// Its pattern.
+    pub pattern: ByteString,
+    /// What losing one would mean.
+    pub needs: Guarantee,
+}
+
+/// The sending side of a transport.
+#[async_trait]
+pub trait ClientTransport: Send + Sync + 'static {
+    /// The scheme of its URLs.
+    fn name(&self) -> &'static str;
+
+    /// What it gives.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Sends a message; the replies arrive through what is returned, which forgets the call when
+    /// it is dropped. Connects, or connects again, when it has to.
+    ///
+    /// # Errors
+    /// When the message certainly was not sent: too large, no connection.
+    async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error>;
+
+    /// Sends an event and waits for whatever acknowledgement the transport has.
+    ///
+    /// # Errors
+    /// When it was not acknowledged.
+    async fn publish(&self, envelope: Envelope) -> Result<(), Error>;
+
+    /// Lets go of the connection; waiting calls end with [`ErrorKind::Closed`].
+    async fn close(&self);
+}
+
+/// How many replies a caller expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// One; the fast path.
+    Single,
+    /// A stream, with credit for [`WINDOW`] values at the start where the wire has credit.
+    Many,
+}
+
+/// What a transport really gives. Contracts are checked against it, the conformance suite chooses
+/// its cases by it, and the README's table shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What is promised for an event.
+    pub events: Guarantee,
+    /// Each message is handled by one of a service's replicas.
+    pub replicas_share: bool,
+    /// Each service sees each event.
+    pub fan_out: bool,
+    /// Events wait for a stopped consumer.
+    pub durable: bool,
+    /// What keeps its order.
+    pub order: Order,
+    /// A delivery whose consumer dies is given to another.
+    pub redelivers: bool,
+    /// A dropped call reaches the handler.
+    pub cancels: bool,
+    /// A slow reader of a stream slows its producer.
+    pub stream_credit: bool,
+    /// A request to a pattern nobody handles fails at once rather than by its deadline.
+    pub detects_absence: bool,
+    /// The largest payload in bytes; more is refused by the sender.
+    pub max_payload: usize,
+}
+
+/// What keeps its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// Nothing.
+    None,
+    /// What one connection sends.
+    Connection,
+    /// What one publisher sends to one subject.
+    Subject,
+    /// Events with one key.
+    Key,
+}
+
+/// A failure of a transport.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn error::Error + Send + Sync>>,
+}
+
+/// The kinds of [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The URL, or what is asked of the transport, makes no sense.
+    Config,
+    /// The peer or broker cannot be reached.
+    Connect,
+    /// The connection was lost or closed while somebody waited.
+    Closed,
+    /// Nobody answers this pattern.
+    NoResponders,
+    /// The payload is above the transport's limit; nothing was sent.
+    TooLarge,
+    /// A queue is full.
+    Full,
+    /// The deadline passed.
+    Timeout,
+    /// The peer does not keep to the protocol.
+    Protocol,
+}
+
+impl Error {
+    /// An error of the given kind; the message says what was being done.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The payload of `length` bytes is above `limit`.
+    pub fn too_large(length: usize, limit: usize) -> Self {
+        let message = format!("payload of {length} bytes is above the limit of {limit}");
+        Self::new(ErrorKind::TooLarge, message)
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn error::Error + 'static))
+    }
+}
+
+impl From<Error> for RpcError {
+    fn from(error: Error) -> Self {
+        let code = match error.kind {
+            ErrorKind::Config => Code::FailedPrecondition,
+            ErrorKind::Connect | ErrorKind::Closed | ErrorKind::NoResponders => Code::Unavailable,
+            ErrorKind::TooLarge | ErrorKind::Full => Code::ResourceExhausted,
+            ErrorKind::Timeout => Code::DeadlineExceeded,
+            ErrorKind::Protocol => Code::Internal,
+        };
+        Self::new(code, error.message.clone()).with_source(error)
+    }
+}
+
+type Opened<T> = BoxFuture<'static, Result<Arc<T>, Error>>;
+
+/// A row of the table of transports.
+pub(crate) struct Scheme {
+    /// The part of a URL before `:`.
+    pub(crate) name: &'static str,
+    /// The query options its URLs may have.
+    pub(crate) options: &'static [&'static str],
+    pub(crate) server: fn(Address) -> Opened<dyn ServerTransport>,
+    pub(crate) client: fn(Address, ClientIdentity) -> Opened<dyn ClientTransport>,
+}
+
+/// Who is calling, for transports on which replies are addressed to a service and an instance.
+#[derive(Clone, Debug)]
+pub struct ClientIdentity {
+    /// The calling service's name.
+    pub service: String,
+    /// Which of its processes.
+    pub instance: String,
+}
+
+/// Every transport that a URL can name.
+static SCHEMES: &[Scheme] = &[
+    #[cfg(feature = "tcp")]
+    tcp::SCHEME,
+    #[cfg(feature = "nats")]
+    nats::SCHEME,
+    #[cfg(feature = "redis")]
+    redis::SCHEME,
+    #[cfg(feature = "kafka")]
+    kafka::SCHEME,
+];
+
+fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
+    let address: Address = url.parse()?;
+    let config = |message| Err(Error::new(ErrorKind::Config, message));
+    let Some(scheme) = SCHEMES.iter().find(|scheme| scheme.name == address.scheme()) else {
+        if address.scheme() == "memory" {
+            return config(
+                "memory: has no address between processes: make one `Memory` and hand it to both sides".to_owned(),
+            );
+        }
+        let known: Vec<_> = SCHEMES.iter().map(|scheme| scheme.name).collect();
+        return config(format!(
+            "no transport for {address}: this build knows {} (others are features of the crate)",
+            known.join(", ")
+        ));
+    };
+    if let Some(option) = address.options().find(|option| !scheme.options.contains(option)) {
+        return config(format!("{address}: {} has no option {option:?}", scheme.name));
+    }
+    Ok((scheme, address))
+}
+
+/// Opens the receiving side of what `url` names.
+pub(crate) async fn open_server(url: &str) -> Result<Arc<dyn ServerTransport>, Error> {
+    let (scheme, address) = find(url)?;
+    (scheme.server)(address).await
+}
+
+/// Opens the sending side of what `url` names.
+pub(crate) async fn open_client(
+    url: &str,
+    identity: ClientIdentity,
+) -> Result<Arc<dyn ClientTransport>, Error> {
+    let (scheme, address) = find(url)?;
+    (scheme.client)(address, identity).await
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+pub struct Task(tokio::task::JoinHandle<()>);
+
+impl Task {
+    /// Runs `future` until it ends or this is dropped.
+    #[expect(clippy::disallowed_methods, reason = "the handle owns the task and aborts it on drop")]
+    pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Future for Task {
+    type Output = ();
+
+    /// Waits for the end; a panic inside was logged by the runtime's hook.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(cx).map(|_| ())
+    }
+}

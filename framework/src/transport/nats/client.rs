@@ -1,0 +1,260 @@
+//! The sending side: one reply inbox per client, shared by all its calls.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{self, Poll},
+    time::Duration,
+};
+
+use async_nats::{
+    Client, Message, Subject, Subscriber, client::traits::Publisher, connection::State,
+    message::OutboundMessage,
+};
+use async_trait::async_trait;
+use bytestring::ByteString;
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{
+    super::{
+        Address, Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect,
+        Pending, Replies, Task, pending::lock,
+    },
+    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, wire,
+    writer::Writer,
+};
+use crate::{envelope::Envelope, error::RpcError};
+
+/// How often a request looks whether the connection is back.
+const RECONNECT_CHECK: Duration = Duration::from_millis(20);
+
+pub(super) async fn open(
+    address: Address,
+    identity: ClientIdentity,
+) -> Result<Arc<dyn ClientTransport>, Error> {
+    let client = connect(
+        &address,
+        format!("{}/{}", identity.service, identity.instance),
+    )
+    .await?;
+    let inbox = format!("{}.", client.new_inbox());
+    let replies = client
+        .subscribe(format!("{inbox}*"))
+        .await
+        .map_err(closed)?;
+    let pending = Pending::new();
+    let shared = Arc::new(Shared {
+        address,
+        inbox,
+        pending: Arc::clone(&pending),
+        calls: Mutex::default(),
+        writer: Writer::new(client.clone()),
+        client,
+        closed: AtomicBool::new(false),
+    });
+    let control = Arc::downgrade(&shared);
+    pending.set_control(control);
+    let reader = Task::spawn(read(Arc::clone(&shared), replies));
+    Ok(Arc::new(NatsClient {
+        shared,
+        _reader: reader,
+    }))
+}
+
+struct NatsClient {
+    shared: Arc<Shared>,
+    _reader: Task,
+}
+
+struct Shared {
+    address: Address,
+    client: Client,
+    /// The subject of replies up to the call's id.
+    inbox: String,
+    pending: Arc<Pending>,
+    /// The pattern of each call that waits: where its replicas listen for control messages.
+    calls: Mutex<HashMap<u64, ByteString>>,
+    writer: Writer,
+    closed: AtomicBool,
+}
+
+#[async_trait]
+impl ClientTransport for NatsClient {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        capabilities(&self.shared.client)
+    }
+
+    async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error> {
+        let shared = &*self.shared;
+        let limit = shared.prepare(&envelope).await?;
+        let headers = wire::headers(&envelope)?;
+        let (call, replies) = shared.pending.register(kind);
+        let subject = wire::subject(&envelope.pattern);
+        lock(&shared.calls).insert(call, envelope.pattern);
+        let sent = shared.send(
+            OutboundMessage {
+                subject,
+                reply: Some(shared.reply_subject(call)),
+                payload: envelope.payload,
+                headers: Some(headers),
+            },
+            limit,
+        );
+        match sent.await {
+            Ok(()) => Ok(replies),
+            Err(error) => {
+                // Nobody has seen this call: dropping the replies must not cancel it on the wire.
+                lock(&shared.calls).remove(&call);
+                Err(error)
+            }
+        }
+    }
+
+    async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
+        let shared = &*self.shared;
+        let limit = shared.prepare(&envelope).await?;
+        let message = OutboundMessage {
+            subject: wire::subject(&envelope.pattern),
+            reply: None,
+            headers: Some(wire::headers(&envelope)?),
+            payload: envelope.payload,
+        };
+        shared.send(message, limit).await?;
+        match timeout_at(limit, shared.client.flush()).await {
+            Ok(flushed) => flushed.map_err(closed),
+            Err(_) => Err(shared.too_late()),
+        }
+    }
+
+    async fn close(&self) {
+        self.shared.end("the client was closed");
+        // Also writes out what was handed to the connection before.
+        match timeout(PATIENCE, self.shared.client.drain()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the connection was closed already"),
+            Err(_) => tracing::warn!(address = %self.shared.address, "not closed in time"),
+        }
+    }
+}
+
+impl Shared {
+    /// Checks what can be checked before anything is sent; returns how long sending may take.
+    async fn prepare(&self, envelope: &Envelope) -> Result<Instant, Error> {
+        let (length, most) = (envelope.payload.len(), max_payload(&self.client));
+        if length > most {
+            return Err(Error::too_large(length, most));
+        }
+        let limit = envelope
+            .deadline
+            .unwrap_or_else(|| Instant::now() + PATIENCE);
+        // What is handed over while the broker is away would be sent when it comes back, with time
+        // left that has long run out.
+        while self.client.connection_state() != State::Connected {
+            self.check_open()?;
+            if Instant::now() >= limit {
+                let text = format!("no connection to {}", self.address);
+                return Err(Error::new(ErrorKind::Connect, text));
+            }
+            sleep(RECONNECT_CHECK).await;
+        }
+        self.check_open()?;
+        Ok(limit)
+    }
+
+    async fn send(&self, message: OutboundMessage, limit: Instant) -> Result<(), Error> {
+        let length = message.payload.len();
+        match timeout_at(limit, self.client.publish_message(message)).await {
+            Ok(sent) => sent.map_err(|error| not_published(error, length, &self.client)),
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn too_late(&self) -> Error {
+        Error::new(
+            ErrorKind::Timeout,
+            format!("not sent to {} in time", self.address),
+        )
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Closed, "the client was closed"));
+        }
+        Ok(())
+    }
+
+    fn reply_subject(&self, call: u64) -> Subject {
+        format!("{}{call}", self.inbox).into()
+    }
+
+    fn tell(&self, call: u64, pattern: &str, control: wire::Control) {
+        self.writer
+            .send(control.message(pattern, self.reply_subject(call)));
+    }
+
+    fn receive(&self, message: Message) {
+        let call = message
+            .subject
+            .strip_prefix(&*self.inbox)
+            .and_then(|call| call.parse().ok());
+        let Some(call) = call else {
+            tracing::debug!(subject = %message.subject, "a reply that names no call");
+            return;
+        };
+        let pattern = if wire::is_value(&message) {
+            None
+        } else {
+            lock(&self.calls).remove(&call)
+        };
+        let item = wire::item(message, pattern.as_deref().unwrap_or_default());
+        if !self.pending.complete(call, item) {
+            tracing::trace!(call, "a reply that nobody waits for");
+        }
+    }
+
+    fn end(&self, why: &str) {
+        self.closed.store(true, Ordering::Relaxed);
+        lock(&self.calls).clear();
+        self.pending.fail_all(&RpcError::unavailable(why));
+    }
+}
+
+impl Control for Shared {
+    fn cancel(&self, call: u64) {
+        let pattern = lock(&self.calls).remove(&call);
+        if let Some(pattern) = pattern {
+            self.tell(call, &pattern, wire::Control::Cancel);
+        }
+    }
+
+    fn credit(&self, call: u64, values: u32) {
+        let pattern = lock(&self.calls).get(&call).cloned();
+        if let Some(pattern) = pattern {
+            self.tell(call, &pattern, wire::Control::Credit(values));
+        }
+    }
+}
+
+/// Hands replies to their callers, and control messages to the connection when it was full.
+async fn read(shared: Arc<Shared>, mut replies: Subscriber) {
+    let poll = |cx: &mut task::Context<'_>| {
+        if shared.writer.poll_drain(cx).is_pending() {
+            tracing::trace!("control messages wait for the connection");
+        }
+        while let Some(message) = task::ready!(replies.poll_next_unpin(cx)) {
+            shared.receive(message);
+        }
+        Poll::Ready(())
+    };
+    poll_fn(poll).await;
+    shared.end("the connection was closed");
+}

@@ -1,0 +1,213 @@
+//! NATS: messages and events over core NATS subjects, a queue group per service.
+//!
+//! `nats://user:password@host:4222,other:4222`. The wire is in `docs/wire/nats.md`.
+
+mod client;
+mod server;
+mod wire;
+mod writer;
+
+use std::{
+    error,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind, ServerAddr,
+};
+use tokio::time::{sleep, timeout_at};
+
+use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, pending::lock};
+use crate::contract::Guarantee;
+
+pub(super) const SCHEME: Scheme = Scheme {
+    name: NAME,
+    options: &["wire"],
+    server: |address| Box::pin(server::open(address)),
+    client: |address, identity| Box::pin(client::open(address, identity)),
+};
+
+const NAME: &str = "nats";
+const PORT: u16 = 4222;
+/// How long opening may take, and any other wait that has no deadline of its own.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What a message may have in headers: NATS counts them into its largest payload.
+const HEADER_ROOM: usize = 16 * 1024;
+/// The longest pause between two attempts to connect again.
+const LONGEST_PAUSE_MS: u64 = 2_000;
+/// How often the log says that the client library had to drop something.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+fn capabilities(client: &Client) -> Capabilities {
+    Capabilities {
+        events: Guarantee::BestEffort,
+        replicas_share: true,
+        fan_out: true,
+        durable: false,
+        order: Order::Subject,
+        redelivers: false,
+        cancels: true,
+        stream_credit: true,
+        detects_absence: true,
+        max_payload: max_payload(client),
+    }
+}
+
+/// The largest payload that fits beside its headers; the broker closes the connection above it.
+fn max_payload(client: &Client) -> usize {
+    let limit = client.max_payload();
+    limit - HEADER_ROOM.min(limit / 2)
+}
+
+/// Connects, trying again for a while when the broker is away.
+async fn connect(address: &Address, name: String) -> Result<Client, Error> {
+    check_options(address)?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let servers = servers(address)?;
+    let options = options(address, name);
+    let failed = |kind| Error::new(kind, format!("connect to {address}"));
+    let mut attempt = 1;
+    loop {
+        let connecting = timeout_at(deadline, options.clone().connect(&servers[..]));
+        let error = match connecting.await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let within = format!("no answer within {} s", PATIENCE.as_secs());
+                return Err(failed(ErrorKind::Connect).with_source(within));
+            }
+        };
+        attempt += 1;
+        let pause = pause(attempt);
+        let hopeless = !matches!(
+            error.kind(),
+            ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Dns
+        );
+        if hopeless || tokio::time::Instant::now() + pause >= deadline {
+            return Err(failed(ErrorKind::Connect).with_source(error));
+        }
+        sleep(pause).await;
+    }
+}
+
+fn check_options(address: &Address) -> Result<(), Error> {
+    match address.option("wire") {
+        None | Some("native") => Ok(()),
+        Some(other) => {
+            let message = format!("{address}: wire cannot be {other:?}, only \"native\"");
+            Err(Error::new(ErrorKind::Config, message))
+        }
+    }
+}
+
+fn servers(address: &Address) -> Result<Vec<ServerAddr>, Error> {
+    let config = |what: String| Error::new(ErrorKind::Config, what);
+    let hosts = address.hosts(PORT);
+    if hosts.is_empty() {
+        return Err(config(format!("{address} names no host")));
+    }
+    let parse = |host: &String| {
+        let parsed = host.parse::<ServerAddr>();
+        parsed.map_err(|error| config(format!("{address}: host {host}")).with_source(error))
+    };
+    hosts.iter().map(parse).collect()
+}
+
+fn options(address: &Address, name: String) -> ConnectOptions {
+    let complained = std::sync::Arc::new(Mutex::new(None));
+    let shown = address.to_string();
+    let options = ConnectOptions::new()
+        .name(name)
+        .connection_timeout(PATIENCE)
+        .reconnect_delay_callback(pause)
+        .event_callback(move |event| {
+            report(&shown, &event, &complained);
+            std::future::ready(())
+        });
+    match (address.user(), address.password()) {
+        (Some(user), Some(password)) => {
+            options.user_and_password(user.to_owned(), password.to_owned())
+        }
+        (Some(token), None) => options.token(token.to_owned()),
+        (None, _) => options,
+    }
+}
+
+/// Before the first attempt none, then up to two seconds, no two clients the same.
+fn pause(attempt: usize) -> Duration {
+    if attempt <= 1 {
+        return Duration::ZERO;
+    }
+    let longest = 25_u64 << attempt.min(10);
+    let longest = longest.min(LONGEST_PAUSE_MS);
+    Duration::from_millis(fastrand::u64(longest / 2..=longest))
+}
+
+fn report(address: &str, event: &Event, complained: &Mutex<Option<Instant>>) {
+    match event {
+        Event::SlowConsumer(_) => {
+            let now = Instant::now();
+            let mut last = lock(complained);
+            if last.is_none_or(|last| now.duration_since(last) >= COMPLAINT_INTERVAL) {
+                *last = Some(now);
+                tracing::warn!(address, "messages were dropped: they are read too slowly");
+            }
+        }
+        Event::Disconnected => tracing::warn!(address, "connection lost, connecting again"),
+        Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(address, %event, "trouble"),
+        _ => tracing::debug!(address, %event),
+    }
+}
+
+/// The connection is gone for good: it was closed, here or by the library.
+fn closed(error: impl Into<Box<dyn error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::Closed, "the connection is closed").with_source(error)
+}
+
+fn not_published(error: PublishError, length: usize, client: &Client) -> Error {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => {
+            Error::too_large(length, max_payload(client)).with_source(error)
+        }
+        PublishErrorKind::InvalidSubject => {
+            Error::new(ErrorKind::Config, "the pattern is no subject").with_source(error)
+        }
+        PublishErrorKind::Send => closed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(url: &str) -> Address {
+        url.parse().unwrap()
+    }
+
+    #[test]
+    fn every_host_is_a_server_and_the_password_is_not_among_them() {
+        let servers = servers(&address("nats://ada:secret@one,two:4333,[::1]")).unwrap();
+        let hosts: Vec<_> = servers
+            .iter()
+            .map(|s| (s.host().to_owned(), s.port()))
+            .collect();
+        let expected = [("one", 4222), ("two", 4333), ("::1", 4222)];
+        assert_eq!(hosts, expected.map(|(host, port)| (host.to_owned(), port)));
+        assert!(servers.iter().all(|server| !server.has_user_pass()));
+        assert!(super::servers(&address("nats:")).is_err());
+    }
+
+    #[test]
+    fn only_the_native_wire_is_known() {
+        assert!(check_options(&address("nats://one?wire=native")).is_ok());
+        assert!(check_options(&address("nats://one?wire=morse")).is_err());
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        assert_eq!(pause(1), Duration::ZERO);
+        assert!(pause(2) <= Duration::from_millis(100));
+        assert!((1_000..=2_000).contains(&pause(usize::MAX).as_millis()));
+    }
+}

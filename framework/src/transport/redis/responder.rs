@@ -1,0 +1,120 @@
+//! Where the outcome of a delivery goes: to the caller's list and to the consumer group.
+
+use std::{
+    sync::Arc,
+    task::{self, Poll},
+};
+
+use bytes::Bytes;
+
+use super::{
+    lot::Held,
+    server::Shared,
+    wire::{CallKey, ItemKind, Reply},
+    writer::Op,
+};
+use crate::{
+    error::RpcError,
+    transport::{Call, Gone, Outcome, Responder},
+};
+
+/// Answers a message.
+pub(super) struct Answer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) call: Call<CallKey>,
+    /// The caller's list.
+    pub(super) to: Bytes,
+    pub(super) attempt: u8,
+    pub(super) sequence: u32,
+    pub(super) held: Held,
+    /// Whether the entry can be given back: it was not acknowledged before.
+    pub(super) redelivers: bool,
+    /// A value could not be sent, and the caller has been told so.
+    pub(super) broken: bool,
+}
+
+impl Answer {
+    fn send(&mut self, kind: ItemKind, payload: Bytes) {
+        if self.broken || self.to.is_empty() {
+            return;
+        }
+        let limit = self.shared.options.max_payload;
+        let (kind, payload) = match kind {
+            ItemKind::Value | ItemKind::Last if payload.len() > limit => {
+                self.broken = true;
+                let message = format!("a reply of {} bytes is above {limit}", payload.len());
+                (ItemKind::Fail, RpcError::resource_exhausted(message).to_bytes())
+            }
+            kind => (kind, payload),
+        };
+        let CallKey { client, call } = *self.call.key();
+        let reply = Reply { kind, attempt: self.attempt, sequence: self.sequence, call, payload };
+        self.sequence = self.sequence.wrapping_add(1);
+        self.shared.push(Op::Reply { to: self.to.clone(), client, reply });
+    }
+}
+
+impl Responder for Answer {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.broken {
+            return Poll::Ready(Err(Gone));
+        }
+        self.call.poll_credit(cx)
+    }
+
+    fn value(&mut self, payload: Bytes) {
+        self.send(ItemKind::Value, payload);
+    }
+
+    fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        self.call.poll_cancelled(cx)
+    }
+
+    fn settle(mut self: Box<Self>, outcome: Outcome) {
+        match outcome {
+            Outcome::Retry { after } if self.redelivers => {
+                let Self { shared, held, .. } = *self;
+                return shared.push(Op::Back { held, after });
+            }
+            Outcome::Reply(payload) => self.send(ItemKind::Last, payload),
+            Outcome::Done | Outcome::Ack => self.send(ItemKind::End, Bytes::new()),
+            Outcome::Fail(error) => self.send(ItemKind::Fail, error.to_bytes()),
+            Outcome::Retry { .. } => {
+                let error = RpcError::unavailable("the service did not handle the message");
+                self.send(ItemKind::Fail, error.to_bytes());
+            }
+            Outcome::Reject { reason } => {
+                self.send(ItemKind::Fail, RpcError::internal(reason).to_bytes());
+            }
+        }
+        let Self { shared, held, .. } = *self;
+        shared.push(Op::Settle(held));
+    }
+}
+
+/// Acknowledges an event.
+pub(super) struct Acknowledgement {
+    pub(super) shared: Arc<Shared>,
+    pub(super) held: Held,
+}
+
+impl Responder for Acknowledgement {
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        Poll::Ready(Err(Gone))
+    }
+
+    fn value(&mut self, _: Bytes) {}
+
+    fn poll_cancelled(&mut self, _: &mut task::Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    fn settle(self: Box<Self>, outcome: Outcome) {
+        let Self { shared, held } = *self;
+        shared.push(match outcome {
+            Outcome::Retry { after } => Op::Back { held, after },
+            _ => Op::Settle(held),
+        });
+    }
+}
+

@@ -1,0 +1,154 @@
+//! What is received becomes a delivery, and its outcome a reply.
+
+use std::{
+    sync::Arc,
+    task::{self, Poll, ready},
+};
+
+use bytes::Bytes;
+
+use super::outbox::Outbox;
+use crate::{
+    envelope::{Envelope, header},
+    error::RpcError,
+    transport::{Call, Delivery, Gone, Item, Kind, Outcome, Responder},
+};
+
+/// What an envelope is counted for beside its payload.
+const ENVELOPE: usize = 256;
+
+/// An envelope that waits for room among the deliveries.
+pub(super) struct Arrived {
+    pub(super) envelope: Envelope,
+    /// The call it opens, unless it is an event.
+    pub(super) call: Option<Call<u64>>,
+}
+
+impl Arrived {
+    /// What it is counted for among what is read ahead.
+    pub(super) fn size(&self) -> usize {
+        ENVELOPE + self.envelope.payload.len()
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.call.as_ref().is_some_and(Call::is_cancelled)
+    }
+
+    pub(super) fn into_delivery(self, outbox: &Arc<Outbox>, max_reply: usize) -> Delivery {
+        let Self { envelope, call } = self;
+        match call {
+            Some(call) => {
+                let outbox = Arc::clone(outbox);
+                let answer = Answer {
+                    call,
+                    outbox,
+                    max_reply,
+                    ended: false,
+                };
+                Delivery::new(Kind::Message, envelope, Box::new(answer))
+            }
+            None => {
+                let lane = envelope.headers.get_shared(header::KEY).cloned();
+                let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(Unanswered));
+                delivery.lane = lane;
+                delivery
+            }
+        }
+    }
+}
+
+/// The responder of a message.
+struct Answer {
+    call: Call<u64>,
+    outbox: Arc<Outbox>,
+    max_reply: usize,
+    /// A value was too large, which has ended the call.
+    ended: bool,
+}
+
+impl Answer {
+    fn limited(&self, item: Item) -> Item {
+        let length = match &item {
+            Item::Value(payload) | Item::Last(payload) => payload.len(),
+            Item::End => 0,
+            // Rare, and usually small: measured by what will be written.
+            Item::Fail(error) => error.to_bytes().len(),
+        };
+        if length <= self.max_reply {
+            return item;
+        }
+        Item::Fail(RpcError::resource_exhausted(format!(
+            "the reply of {length} bytes is above the limit of {}",
+            self.max_reply
+        )))
+    }
+}
+
+impl Responder for Answer {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.ended {
+            return Poll::Ready(Err(Gone));
+        }
+        ready!(self.outbox.poll_room(cx));
+        self.call.poll_credit(cx)
+    }
+
+    fn value(&mut self, payload: Bytes) {
+        if self.ended || self.call.is_cancelled() {
+            return;
+        }
+        let item = self.limited(Item::Value(payload));
+        self.ended = matches!(item, Item::Fail(_));
+        self.outbox.push(|out| out.reply(*self.call.key(), &item));
+    }
+
+    fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        self.call.poll_cancelled(cx)
+    }
+
+    fn settle(self: Box<Self>, outcome: Outcome) {
+        let item = match outcome {
+            Outcome::Reply(payload) => Item::Last(payload),
+            Outcome::Done | Outcome::Ack => Item::End,
+            Outcome::Fail(error) => Item::Fail(error),
+            Outcome::Retry { .. } => Item::Fail(RpcError::unavailable(
+                "the service stopped before it replied",
+            )),
+            Outcome::Reject { reason } => Item::Fail(RpcError::failed_precondition(reason)),
+        };
+        let item = self.limited(item);
+        let Self {
+            call,
+            outbox,
+            ended,
+            ..
+        } = *self;
+        let id = *call.key();
+        let nobody_waits = ended || call.is_cancelled();
+        // A connection that drains ends with its last call, so that has to be gone when it looks.
+        drop(call);
+        if nobody_waits {
+            outbox.wake();
+        } else {
+            outbox.push(|out| out.reply(id, &item));
+        }
+    }
+}
+
+/// The responder of an event: best effort has nothing to acknowledge.
+struct Unanswered;
+
+impl Responder for Unanswered {
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        Poll::Ready(Err(Gone))
+    }
+
+    fn value(&mut self, _: Bytes) {}
+
+    fn poll_cancelled(&mut self, _: &mut task::Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    fn settle(self: Box<Self>, _: Outcome) {}
+}

@@ -1,0 +1,379 @@
+//! The sending side: a pool of peers, each with one connection that all calls share.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{
+    FutureExt,
+    future::{Shared, WeakShared},
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    NAME, Settings, frame,
+    link::{self, Link},
+    outbox::{Outgoing, Refused},
+};
+use crate::{
+    envelope::Envelope,
+    handler::BoxFuture,
+    transport::{
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, pending::lock,
+    },
+};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long something without a deadline waits for room.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long what is queued may take to be written when the client closes.
+const CLOSE: Duration = Duration::from_secs(2);
+/// The pause after a first failure to connect; it doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Connections of one peer that finish their calls after it sent us away.
+const MOST_LEAVING: usize = 8;
+
+/// The client of one or several equal servers.
+pub(super) struct TcpClient {
+    settings: Settings,
+    peers: Vec<Arc<Peer>>,
+    closed: AtomicBool,
+}
+
+impl TcpClient {
+    pub(super) fn new(settings: Settings) -> Self {
+        let peers = settings
+            .hosts
+            .iter()
+            .map(|host| Peer::new(host, settings.max_frame))
+            .collect();
+        Self {
+            settings,
+            peers,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn check(&self, envelope: &Envelope) -> Result<(), Error> {
+        let length = envelope.payload.len();
+        if length > self.settings.max_payload() {
+            return Err(Error::too_large(length, self.settings.max_payload()));
+        }
+        frame::check(envelope).map_err(|what| Error::new(ErrorKind::TooLarge, what))
+    }
+
+    /// Writes an envelope to whatever connection is best.
+    async fn send<T>(
+        &self,
+        envelope: &Envelope,
+        write: impl Fn(&Link, &mut Outgoing, Instant) -> T,
+    ) -> Result<T, Error> {
+        self.check(envelope)?;
+        let deadline = envelope.deadline;
+        // A peer that drains sends us elsewhere, and while it shuts down perhaps more than once.
+        for _ in 0..=self.peers.len() + 1 {
+            let connection = self.connection(deadline).await?;
+            let link = &connection.link;
+            let length = envelope.payload.len();
+            if length > link.max_payload() {
+                return Err(Error::too_large(length, link.max_payload()));
+            }
+            let push = poll_fn(|cx| {
+                link.outbox()
+                    .poll_push(cx, |out| write(link, out, Instant::now()))
+            });
+            let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+            match timeout_at(until, push).await {
+                Ok(Ok(sent)) => return Ok(sent),
+                Ok(Err(Refused::Draining | Refused::Closed)) => {}
+                Err(_) if deadline.is_some() => return Err(late(link.host())),
+                Err(_) => {
+                    let full = format!("tcp://{} does not read what is sent", link.host());
+                    return Err(Error::new(ErrorKind::Full, full));
+                }
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Closed,
+            "every connection was closed while it was chosen",
+        ))
+    }
+
+    /// A connection to one of the peers: made now, if need be.
+    async fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, Error> {
+        let mut failure = None;
+        for _ in 0..self.peers.len() {
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Closed, "the client was closed"));
+            }
+            let Some(peer) = self.choose() else { break };
+            if let Some(connection) = peer.connected() {
+                return Ok(connection);
+            }
+            let connecting = peer.connect();
+            let connected = match deadline {
+                Some(deadline) => timeout_at(deadline, connecting).await,
+                None => Ok(connecting.await),
+            };
+            match connected.map_err(|_| late(&peer.host))? {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let known = || {
+            self.peers
+                .iter()
+                .find_map(|peer| lock(&peer.state).failure.clone())
+        };
+        Err(failure.or_else(known).map_or_else(
+            || Error::new(ErrorKind::Connect, "no peer can be reached"),
+            Into::into,
+        ))
+    }
+
+    /// The one of two peers, taken at random, with fewer calls in flight; peers that could not be
+    /// reached a moment ago are passed over.
+    fn choose(&self) -> Option<&Arc<Peer>> {
+        let now = Instant::now();
+        let count = self.peers.len();
+        if count == 1 {
+            return self.peers.first().filter(|peer| peer.load(now).is_some());
+        }
+        let one = fastrand::usize(..count);
+        let other = (one + fastrand::usize(1..count)) % count;
+        let load = |position: usize| Some((self.peers[position].load(now)?, position));
+        let best = match (load(one), load(other)) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let any = || (0..count).find_map(|step| load((one + step) % count));
+        best.or_else(any).map(|(_, position)| &self.peers[position])
+    }
+}
+
+fn late(host: &str) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!("the deadline passed before tcp://{host} took it"),
+    )
+}
+
+#[async_trait]
+impl ClientTransport for TcpClient {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.settings.capabilities()
+    }
+
+    async fn request(&self, envelope: Envelope, expect: Expect) -> Result<Replies, Error> {
+        let request = |link: &Link, out: &mut Outgoing, now| {
+            let (call, replies) = link.pending().register(expect);
+            out.request(call, expect, &envelope, now);
+            replies
+        };
+        self.send(&envelope, request).await
+    }
+
+    async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
+        let event = |_: &Link, out: &mut Outgoing, now| out.event(&envelope, now);
+        self.send(&envelope, event).await
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let connections: Vec<_> = self.peers.iter().flat_map(|peer| peer.take_all()).collect();
+        for connection in &connections {
+            connection.link.close_soon();
+        }
+        let ended = async {
+            for connection in &connections {
+                connection.link.ended().await;
+            }
+        };
+        if timeout(CLOSE, ended).await.is_err() {
+            tracing::warn!("TCP connection closed before everything was written");
+        }
+    }
+}
+
+/// A connection and the task that drives it.
+struct Connection {
+    link: Arc<Link>,
+    _task: Task,
+}
+
+type Attempt = BoxFuture<'static, Result<Arc<Connection>, Failure>>;
+
+/// Why a connection could not be made; shared by everybody who waited for it.
+#[derive(Clone, Debug)]
+struct Failure {
+    kind: ErrorKind,
+    message: Arc<str>,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::new(failure.kind, &*failure.message)
+    }
+}
+
+/// One address.
+struct Peer {
+    host: String,
+    max_frame: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    /// Weak, because the attempt belongs to those who wait for it: when they all go, it goes.
+    connecting: Option<WeakShared<Attempt>>,
+    /// Connections that take no new calls and finish those they have.
+    leaving: Vec<Arc<Connection>>,
+    failures: u32,
+    failure: Option<Failure>,
+    not_before: Option<Instant>,
+    closed: bool,
+}
+
+impl Peer {
+    fn new(host: &str, max_frame: usize) -> Arc<Self> {
+        Arc::new(Self {
+            host: host.to_owned(),
+            max_frame,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Calls in flight; `None` while it is better left alone.
+    fn load(&self, now: Instant) -> Option<usize> {
+        let state = lock(&self.state);
+        match &state.connection {
+            Some(connection) if connection.link.is_open() => Some(connection.link.pending().len()),
+            _ if state.not_before.is_some_and(|then| now < then) => None,
+            _ => Some(0),
+        }
+    }
+
+    fn connected(&self) -> Option<Arc<Connection>> {
+        lock(&self.state)
+            .connection
+            .clone()
+            .filter(|connection| connection.link.is_open())
+    }
+
+    /// The attempt to connect that is under way, or a new one.
+    fn connect(self: &Arc<Self>) -> Shared<Attempt> {
+        let mut state = lock(&self.state);
+        if let Some(connecting) = state.connecting.as_ref().and_then(WeakShared::upgrade) {
+            return connecting;
+        }
+        if let Some(connection) = state.connection.take() {
+            if connection.link.is_open() {
+                state.connection = Some(Arc::clone(&connection));
+                let connected: Attempt = Box::pin(async { Ok(connection) });
+                return connected.shared();
+            }
+            state.leave(connection);
+        }
+        let peer = Arc::clone(self);
+        let attempt: Attempt = Box::pin(async move {
+            let result = peer.attempt().await;
+            peer.connected_with(result)
+        });
+        let connecting = attempt.shared();
+        state.connecting = connecting.downgrade();
+        connecting
+    }
+
+    async fn attempt(&self) -> Result<Arc<Connection>, Failure> {
+        let opening = link::open(&self.host, self.max_frame);
+        let error = match timeout(CONNECT, opening).await {
+            Ok(Ok((link, driver))) => {
+                let task = Task::spawn(driver);
+                return Ok(Arc::new(Connection { link, _task: task }));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let message = format!("connect to tcp://{}: no answer in {CONNECT:?}", self.host);
+                Error::new(ErrorKind::Connect, message)
+            }
+        };
+        Err(Failure {
+            kind: error.kind(),
+            message: error.to_string().into(),
+        })
+    }
+
+    fn connected_with(
+        &self,
+        result: Result<Arc<Connection>, Failure>,
+    ) -> Result<Arc<Connection>, Failure> {
+        let mut state = lock(&self.state);
+        state.connecting = None;
+        match &result {
+            Ok(_) if state.closed => {
+                return Err(Failure {
+                    kind: ErrorKind::Closed,
+                    message: "the client was closed".into(),
+                });
+            }
+            Ok(connection) => {
+                state.connection = Some(Arc::clone(connection));
+                (state.failures, state.failure, state.not_before) = (0, None, None);
+            }
+            Err(failure) => {
+                let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(10));
+                let jitter = 0.5 + fastrand::f64() / 2.0;
+                let pause = pause.min(LONGEST_PAUSE).mul_f64(jitter);
+                state.not_before = Some(Instant::now() + pause);
+                state.failures += 1;
+                state.failure = Some(failure.clone());
+            }
+        }
+        result
+    }
+
+    fn take_all(&self) -> Vec<Arc<Connection>> {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        let mut connections = std::mem::take(&mut state.leaving);
+        connections.extend(state.connection.take());
+        connections
+    }
+}
+
+impl State {
+    /// Keeps a connection for as long as its calls are in flight.
+    fn leave(&mut self, connection: Arc<Connection>) {
+        self.leaving
+            .retain(|connection| !connection.link.has_ended());
+        if self.leaving.len() >= MOST_LEAVING {
+            self.leaving.remove(0);
+        }
+        if !connection.link.has_ended() {
+            self.leaving.push(connection);
+        }
+    }
+}
+
+impl fmt::Debug for TcpClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpClient")
+            .field("hosts", &self.settings.hosts)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,299 @@
+//! Apache Kafka: one node that is broker and controller, from jars that Maven fetches.
+
+use std::{
+    env,
+    fs::{self, File, TryLockError},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Broker, Kind, Prepared, Unavailable, connect, find_program, free_port, names, private_folder,
+    tail,
+};
+
+const VERSION: &str = "4.3.0";
+const POM: &str = include_str!("../../kafka/pom.xml");
+/// 44 MB through a slow line.
+const FETCH_LIMIT: Duration = Duration::from_secs(900);
+const FORMAT_LIMIT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(50);
+/// A description of one broker is a hundred bytes.
+const ANSWER_LIMIT: usize = 64 * 1024;
+
+/// A small heap and the first compiler only: ready in two seconds, quick enough for tests and demonstrations.
+const JVM: [&str; 5] = [
+    "-Xmx256m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-Dfile.encoding=UTF-8",
+];
+
+pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
+    let java = find_program("java").ok_or_else(|| Kind::Kafka.missing("java"))?;
+    let libs = jars()?;
+    let folder = &broker.data_dir;
+    let properties = folder.join("server.properties");
+    let cluster = configure(broker, &properties).map_err(|error| {
+        Kind::Kafka.unavailable(format_args!("write {}: {error}", properties.display()))
+    })?;
+    if !folder.join("data/meta.properties").exists() {
+        format(&java, &libs, folder, &cluster)?;
+    }
+    let mut command = java_command(&java, &libs);
+    command
+        .arg("kafka.Kafka")
+        .arg(&properties)
+        .current_dir(folder);
+    Ok(Prepared {
+        command,
+        probe: Box::new(move |port, _pid| describes_itself(port, &cluster)),
+    })
+}
+
+/// The folder with Kafka's jars, in the cache folder of the user; fetched through Maven the first time.
+///
+/// # Errors
+///
+/// [`Unavailable`] when the jars are not there and Maven is missing or fails.
+pub fn jars() -> Result<PathBuf, Unavailable> {
+    let cache = cache_folder()
+        .ok_or_else(|| Kind::Kafka.unavailable("neither XDG_CACHE_HOME nor HOME is set"))?;
+    let libs = libs_in(&cache);
+    if libs.is_dir() {
+        return Ok(libs);
+    }
+    let maven = find_program("mvn").ok_or_else(|| Kind::Kafka.missing("mvn"))?;
+    fetch(&maven, &cache, &libs).map_err(|error| {
+        Kind::Kafka.unavailable(format_args!("fetch its jars through Maven: {error}"))
+    })?;
+    Ok(libs)
+}
+
+pub(super) fn jars_are_cached() -> bool {
+    cache_folder().is_some_and(|cache| libs_in(&cache).is_dir())
+}
+
+fn libs_in(cache: &Path) -> PathBuf {
+    cache.join(format!("kafka-{VERSION}"))
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    set("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|folder| folder.is_absolute())
+        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")))
+        .map(|folder| folder.join("nestling"))
+}
+
+/// One process fetches at a time, into a folder that gets its name only when it is complete.
+fn fetch(maven: &Path, cache: &Path, libs: &Path) -> io::Result<()> {
+    private_folder(cache)?;
+    let deadline = Instant::now() + FETCH_LIMIT;
+    let lock = File::create(cache.join(format!("kafka-{VERSION}.lock")))?;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::other("another process is fetching them"));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+        }
+    }
+    if libs.is_dir() {
+        return Ok(());
+    }
+    let scratch = cache.join(names::unique("fetch"));
+    let outcome =
+        fetch_into(maven, &scratch, deadline).and_then(|()| fs::rename(scratch.join("libs"), libs));
+    let cleared = fs::remove_dir_all(&scratch);
+    outcome.and(cleared)
+}
+
+fn fetch_into(maven: &Path, scratch: &Path, deadline: Instant) -> io::Result<()> {
+    private_folder(scratch)?;
+    let pom = scratch.join("pom.xml");
+    fs::write(&pom, POM)?;
+    let mut command = Command::new(maven);
+    command
+        .args(["-q", "-B", "--strict-checksums", "-f"])
+        .arg(&pom)
+        .arg("dependency:copy-dependencies")
+        .arg("-DincludeScope=runtime")
+        .arg(format!(
+            "-DoutputDirectory={}",
+            scratch.join("libs").display()
+        ));
+    run(&mut command, &scratch.join("maven.log"), deadline)
+}
+
+/// Writes the configuration anew at each start, as the port may have changed, and returns the id of the cluster, which
+/// must not.
+fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
+    let folder = &broker.data_dir;
+    let id_file = folder.join("cluster.id");
+    let cluster = match fs::read_to_string(&id_file) {
+        Ok(id) => id.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = cluster_id();
+            fs::write(&id_file, &id)?;
+            id
+        }
+        Err(error) => return Err(error),
+    };
+    let port = broker.port;
+    let controller = free_port()?;
+    let data = folder.join("data");
+    // Properties files read a backslash as an escape.
+    let data = data.display().to_string().replace('\\', "\\\\");
+    fs::write(
+        path,
+        format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n\
+             controller.listener.names=CONTROLLER\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             log.dirs={data}\n\
+             # One node: nothing is replicated.\n\
+             default.replication.factor=1\n\
+             min.insync.replicas=1\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=4\n\
+             share.coordinator.state.topic.replication.factor=1\n\
+             share.coordinator.state.topic.min.isr=1\n\
+             share.coordinator.state.topic.num.partitions=4\n\
+             # The first member of a group does not wait for others.\n\
+             group.initial.rebalance.delay.ms=0\n\
+             # Back in three seconds after a kill; with the defaults the controller waits out the old session.\n\
+             broker.session.timeout.ms=1500\n\
+             broker.heartbeat.interval.ms=300\n\
+             # A mistyped topic is an error. nestling creates the topics it needs.\n\
+             auto.create.topics.enable=false\n"
+        ),
+    )?;
+    Ok(cluster)
+}
+
+/// Kafka's form of an id: 16 bytes as 22 characters of URL-safe base64, the last of which has only two bits. A leading
+/// dash would be taken for an option.
+fn cluster_id() -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let bits = u128::from(names::random()) << 64 | u128::from(names::random());
+    let digit = |index: u128| char::from(ALPHABET[(index & 63) as usize]);
+    let mut id: String = (0..21)
+        .map(|place| digit(bits >> (122 - 6 * place)))
+        .collect();
+    id.push(digit((bits & 3) << 4));
+    if id.starts_with('-') {
+        id.replace_range(..1, "N");
+    }
+    id
+}
+
+fn format(java: &Path, libs: &Path, folder: &Path, cluster: &str) -> Result<(), Unavailable> {
+    let mut command = java_command(java, libs);
+    command
+        .args(["kafka.tools.StorageTool", "format", "--standalone"])
+        .args(["-t", cluster, "-c"])
+        .arg(folder.join("server.properties"))
+        .current_dir(folder);
+    let deadline = Instant::now() + FORMAT_LIMIT;
+    run(&mut command, &folder.join("format.log"), deadline)
+        .map_err(|error| Kind::Kafka.unavailable(format_args!("format its storage: {error}")))
+}
+
+fn java_command(java: &Path, libs: &Path) -> Command {
+    let mut command = Command::new(java);
+    command.args(JVM).arg("-cp").arg(libs.join("*"));
+    command
+}
+
+/// Runs a command to its end; a failure shows the end of its log.
+fn run(command: &mut Command, log: &Path, deadline: Instant) -> io::Result<()> {
+    let output = File::create(log)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()?;
+    let reason = loop {
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => break format!("it ended with {status}"),
+            None if Instant::now() >= deadline => {
+                child.kill()?;
+                child.wait()?;
+                break "it took too long".to_owned();
+            }
+            None => thread::sleep(POLL),
+        }
+    };
+    Err(io::Error::other(format!("{reason}:\n{}", tail(log)?)))
+}
+
+/// Asks for the members of the cluster (`Metadata`, version 2, no topics). The answer has the cluster's id, and at least
+/// one broker once that is ready for work; the port alone opens earlier.
+fn describes_itself(port: u16, cluster: &str) -> io::Result<bool> {
+    const METADATA: i16 = 3;
+    const CORRELATION: i32 = 7;
+
+    let mut request = Vec::new();
+    request.extend(METADATA.to_be_bytes());
+    request.extend(2_i16.to_be_bytes());
+    request.extend(CORRELATION.to_be_bytes());
+    request.extend((-1_i16).to_be_bytes()); // no client id
+    request.extend(0_i32.to_be_bytes()); // no topics
+    let mut stream = connect(port)?;
+    stream.write_all(&(request.len() as u32).to_be_bytes())?;
+    stream.write_all(&request)?;
+
+    let length = u32::from_be_bytes(read_array(&mut stream)?) as usize;
+    if !(8..=ANSWER_LIMIT).contains(&length) {
+        return Ok(false);
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    let mut fields = answer.as_slice();
+    let correlation = i32::from_be_bytes(read_array(&mut fields)?);
+    let brokers = i32::from_be_bytes(read_array(&mut fields)?);
+    let names_cluster = fields
+        .windows(cluster.len())
+        .any(|window| window == cluster.as_bytes());
+    Ok(correlation == CORRELATION && brokers > 0 && names_cluster)
+}
+
+fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    reader.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::cluster_id;
+
+    #[test]
+    fn cluster_ids_have_kafkas_form() {
+        let ids: HashSet<String> = (0..1000).map(|_| cluster_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            assert_eq!(id.len(), 22, "{id}");
+            assert!(!id.starts_with('-'), "{id}");
+            assert!(id.ends_with(['A', 'Q', 'g', 'w']), "{id}");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `nats-server` with JetStream.
+
+use std::{
+    io::{self, BufRead, BufReader, Read},
+    process::Command,
+};
+
+use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, names};
+
+/// The greeting is a few hundred bytes; nobody else's server may make us read for ever.
+const GREETING_LIMIT: u64 = 16 * 1024;
+
+pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
+    let program = find_program("nats-server").ok_or_else(|| Kind::Nats.missing("nats-server"))?;
+    let name = names::unique("nestling");
+    let mut command = Command::new(program);
+    command
+        .args(["-a", "127.0.0.1", "-p", &broker.port.to_string(), "-js"])
+        .arg("-sd")
+        .arg(&broker.data_dir)
+        .args(["--name", &name]);
+    let probe = move |port, _pid| greets_as(port, &name);
+    Ok(Prepared {
+        command,
+        probe: Box::new(probe),
+    })
+}
+
+/// A server speaks first, and its greeting has its name.
+fn greets_as(port: u16, name: &str) -> io::Result<bool> {
+    let stream = connect(port)?;
+    let mut greeting = String::new();
+    BufReader::new(stream.take(GREETING_LIMIT)).read_line(&mut greeting)?;
+    Ok(greeting.starts_with("INFO ") && greeting.contains(&format!("\"{name}\"")))
+}

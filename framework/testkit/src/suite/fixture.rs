@@ -1,0 +1,243 @@
+//! Where a transport under test is, and the place in it that is one case's own.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{LazyLock, OnceLock},
+    time::Duration,
+};
+
+use nestling::{
+    Builder, Client, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
+    transport::{Capabilities, Memory},
+};
+use tokio::runtime;
+
+use super::{needs::Need, witness::within};
+use crate::{Kind, broker_or_skip, unique};
+
+/// How long a case may take as a whole.
+const CASE_LIMIT: Duration = Duration::from_secs(120);
+/// How long a call of a case may take, unless the case is about that.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// A transport under test.
+#[derive(Debug)]
+pub struct Fixture {
+    place: Place,
+    capabilities: OnceLock<Capabilities>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Memory,
+    /// Clients connect to the addresses that servers got.
+    Peer(String),
+    /// Everybody connects to a broker.
+    Broker { kind: Kind, url: String, options: String },
+}
+
+impl Fixture {
+    fn new(place: Place) -> Option<Self> {
+        Some(Self { place, capabilities: OnceLock::new() })
+    }
+
+    /// The transport inside this process, a new one for each case.
+    pub fn memory() -> Option<Self> {
+        Self::new(Place::Memory)
+    }
+
+    /// A transport without a broker: servers listen on `url`, and clients connect to where they are.
+    pub fn peer(url: impl Into<String>) -> Option<Self> {
+        Self::new(Place::Peer(url.into()))
+    }
+
+    /// A transport over the broker that all tests of this process share; `options` go behind the `?` of its URL. `None`
+    /// when there is no such broker here.
+    pub fn broker(kind: Kind, options: &str) -> Option<Self> {
+        let url = broker_or_skip(kind)?;
+        Self::new(Place::Broker { kind, url, options: options.to_owned() })
+    }
+
+    async fn stage(&self, case: &str) -> Stage {
+        let capabilities = match self.capabilities.get() {
+            Some(capabilities) => *capabilities,
+            None => {
+                let found = Stage::new(self.place.clone(), "probe", None).probe().await;
+                *self.capabilities.get_or_init(|| found)
+            }
+        };
+        Stage::new(self.place.clone(), case, Some(capabilities))
+    }
+}
+
+/// Runs one case, unless the transport does not give what it needs.
+///
+/// # Panics
+///
+/// When the case fails.
+pub fn run<F: Future<Output = ()>>(
+    fixture: &LazyLock<Option<Fixture>>,
+    case: &str,
+    needs: &[Need],
+    body: fn(Stage) -> F,
+) {
+    let Some(fixture) = fixture.as_ref() else { return };
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime can be built");
+    runtime.block_on(async {
+        let stage = fixture.stage(case).await;
+        let capabilities = stage.capabilities();
+        if let Some((lacks, _)) = needs.iter().find(|(_, has)| !has(&capabilities)) {
+            eprintln!("off: the transport does not declare `{lacks}`");
+            return;
+        }
+        let ended = tokio::time::timeout(CASE_LIMIT, body(stage)).await;
+        assert!(ended.is_ok(), "{case} took more than {CASE_LIMIT:?}");
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+/// One case's own place in a transport: nobody else uses its names.
+pub struct Stage {
+    prefix: String,
+    place: Place,
+    hub: Memory,
+    capabilities: Option<Capabilities>,
+}
+
+impl Stage {
+    fn new(place: Place, case: &str, capabilities: Option<Capabilities>) -> Self {
+        let prefix = unique(&case.replace('_', "-"));
+        Self { prefix, place, hub: Memory::new(), capabilities }
+    }
+
+    /// Finds out what the transport gives.
+    async fn probe(&self) -> Capabilities {
+        let router = Router::new().message_at(self.pattern("probe"), echo::<u64>);
+        let server = self.start(router).await;
+        let client = self.client(&[&server]).await;
+        let capabilities = client.capabilities();
+        server.shutdown().await;
+        capabilities
+    }
+
+    /// What the transport says that it gives.
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities.expect("a case gets its stage with them")
+    }
+
+    /// The most the transport promises for an event.
+    pub fn guarantee(&self) -> Guarantee {
+        self.capabilities().events
+    }
+
+    /// How often a failing event is tried when the server's limit is `limit`.
+    pub fn tries(&self, limit: u32) -> u32 {
+        match self.guarantee() {
+            Guarantee::AtLeastOnce => limit,
+            Guarantee::BestEffort => 1,
+        }
+    }
+
+    /// The broker behind the transport, and the options of its URL.
+    pub fn broker(&self) -> Option<(Kind, &str)> {
+        match &self.place {
+            Place::Broker { kind, options, .. } => Some((*kind, options)),
+            Place::Memory | Place::Peer(_) => None,
+        }
+    }
+
+    /// The same names on another broker of the same kind.
+    #[must_use]
+    pub fn moved_to(mut self, other: String) -> Self {
+        if let Place::Broker { url, .. } = &mut self.place {
+            *url = other;
+        }
+        self
+    }
+
+    /// A pattern of this case.
+    pub fn pattern(&self, verb: &str) -> &'static str {
+        String::leak(format!("{}.{verb}", self.prefix))
+    }
+
+    /// The full name of one of this case's services.
+    pub fn service(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        match &self.place {
+            Place::Memory => (&self.hub).into(),
+            Place::Peer(url) => url.into(),
+            Place::Broker { url, options, .. } if options.is_empty() => url.into(),
+            Place::Broker { url, options, .. } => format!("{url}?{options}").into(),
+        }
+    }
+
+    /// A server that listens on the transport.
+    pub fn server(&self, service: &str, router: Router) -> Server {
+        Server::new(self.service(service), router).listen(self.endpoint())
+    }
+
+    /// A server that listens where `earlier` did.
+    pub fn server_again(&self, service: &str, router: Router, earlier: &str) -> Server {
+        match &self.place {
+            Place::Peer(_) => Server::new(self.service(service), router).listen(earlier),
+            Place::Memory | Place::Broker { .. } => self.server(service, router),
+        }
+    }
+
+    /// The one server of a case that needs no more.
+    pub async fn start(&self, router: Router) -> Running {
+        self.start_server(self.server("service", router)).await
+    }
+
+    /// Starts a server, which has to work.
+    pub async fn start_server(&self, server: Server) -> Running {
+        within("a server to start", server.start()).await.expect("a server starts")
+    }
+
+    /// A client that reaches all of `servers`.
+    pub async fn client(&self, servers: &[&Running]) -> Client {
+        self.connect(self.client_builder(servers)).await
+    }
+
+    /// Connects a client, which has to work.
+    pub async fn connect(&self, builder: Builder) -> Client {
+        within("a client to connect", builder.build()).await.expect("a client connects")
+    }
+
+    /// A client about to be made.
+    pub fn client_builder(&self, servers: &[&Running]) -> Builder {
+        let endpoint = match &self.place {
+            Place::Peer(_) => joined(servers).into(),
+            Place::Memory | Place::Broker { .. } => self.endpoint(),
+        };
+        // One name for all cases: a broker may keep something for each service that calls.
+        Client::builder(endpoint).identity("conformance", unique("client")).timeout(CALL_LIMIT)
+    }
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// `scheme://one` and `scheme://two` as `scheme://one,two`.
+fn joined(servers: &[&Running]) -> String {
+    let mut url = servers[0].address().to_owned();
+    for server in &servers[1..] {
+        let (_, host) = server.address().split_once("://").expect("an address is a URL");
+        url.push(',');
+        url.push_str(host);
+    }
+    url
+}
+
+/// Answers with what it was sent.
+pub async fn echo<T: Send>(Payload(value): Payload<T>) -> Result<T, RpcError> {
+    Ok(value)
+}

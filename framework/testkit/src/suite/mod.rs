@@ -1,0 +1,122 @@
+//! The conformance suite: one list of cases, the same for every transport.
+//!
+//! [`conformance!`](crate::conformance) turns the list into one test per transport and case, so that a test runner shows
+//! every cell of the table. A cell is switched off by the transport's own [`Capabilities`] and by nothing else: the list
+//! says after `if` which of them a case needs.
+//!
+//! Cases share one broker and run side by side, each with a prefix of its own in all its names. They wait for conditions
+//! and never for time to pass, so they are as fast as the transport and do not fail on a slow machine.
+
+// A case is a test: it fails by panicking.
+#![allow(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` does not see the cases, which are in a library")]
+
+pub mod broker;
+pub mod calls;
+pub mod crashes;
+pub mod errors;
+pub mod events;
+mod fixture;
+pub mod limits;
+pub mod needs;
+pub mod replicas;
+pub mod streams;
+pub mod witness;
+
+pub use fixture::{Fixture, Stage, run};
+
+/// One test per transport and case.
+///
+/// ```
+/// use nestling_testkit::suite::Fixture;
+///
+/// nestling_testkit::conformance! {
+///     memory => Fixture::memory();
+///     tcp => Fixture::peer("tcp://127.0.0.1:0");
+/// }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! conformance {
+    ($($transport:ident => $fixture:expr;)*) => {
+        $(mod $transport {
+            #[allow(unused_imports, reason = "the fixture may be named by its path")]
+            use super::*;
+
+            static FIXTURE: std::sync::LazyLock<Option<$crate::suite::Fixture>> =
+                std::sync::LazyLock::new(|| $fixture);
+
+            $crate::conformance_cases!();
+        })*
+    };
+}
+
+/// The list of cases, grouped as in the suite's modules.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_cases {
+    () => {
+        $crate::conformance_cases! {
+            calls::a_message_gets_its_reply;
+            calls::headers_travel;
+            calls::the_deadline_travels;
+            calls::a_nested_call_inherits_deadline_and_actor;
+            calls::two_hundred_callers_each_get_their_own_reply;
+            calls::a_slow_handler_does_not_delay_others;
+            calls::bincode_travels;
+            calls::a_dropped_call_stops_an_idempotent_handler if cancels;
+            calls::a_dropped_call_does_not_stop_a_handler_that_is_not_idempotent;
+
+            streams::a_stream_has_all_its_values_in_order;
+            streams::an_error_ends_a_stream_after_its_values;
+            streams::a_stream_may_be_refused_before_its_first_value;
+            streams::a_panic_ends_a_stream_after_its_values;
+            streams::a_dropped_stream_stops_its_producer if cancels;
+            streams::a_slow_reader_slows_the_producer if stream_credit;
+
+            errors::a_typed_error_keeps_code_message_and_details;
+            errors::an_unknown_pattern_is_an_error;
+            errors::an_undecodable_payload_is_the_callers_fault;
+            errors::a_call_without_a_reply_times_out_and_is_forgotten;
+            errors::a_panic_is_internal_and_the_server_goes_on;
+
+            limits::nine_hundred_kilobytes_travel_both_ways;
+            limits::an_oversize_message_is_refused_and_the_next_one_passes;
+            limits::an_oversize_reply_is_an_error_and_the_next_one_passes;
+            limits::an_oversize_value_ends_its_stream;
+            limits::no_more_than_the_limit_is_in_work;
+
+            events::an_event_reaches_its_handler;
+            events::two_services_each_see_every_event_once if fan_out;
+            events::events_with_one_key_keep_their_order if order_by_key;
+            events::a_failing_event_is_tried_up_to_the_limit_and_lets_the_next_through;
+            events::an_event_that_cannot_pass_is_tried_once;
+            events::a_panic_is_a_failure_like_any_other;
+            events::an_undecodable_event_lets_the_next_through;
+            events::the_failure_of_one_handler_does_not_repeat_the_other;
+            events::an_oversize_event_is_refused;
+            events::events_wait_for_a_stopped_service if durable;
+
+            replicas::two_replicas_share if replicas_share;
+            replicas::a_draining_server_answers_what_is_in_work;
+            replicas::a_draining_replica_leaves_new_work_to_the_others if replicas_share;
+            replicas::a_client_survives_a_restarted_service;
+
+            crashes::an_idempotent_request_is_given_to_another if redelivers replicas_share;
+            crashes::an_event_is_given_to_another if redelivers replicas_share;
+            crashes::a_request_that_is_not_idempotent_never_runs_twice;
+
+            broker::a_killed_broker_comes_back_under_load;
+        }
+    };
+    ($($group:ident :: $case:ident $(if $($need:ident)+)?;)*) => {
+        $(#[test]
+        fn $case() {
+            $crate::suite::run(
+                &FIXTURE,
+                stringify!($case),
+                &[$($((stringify!($need), $crate::suite::needs::$need)),+)?],
+                $crate::suite::$group::$case,
+            );
+        })*
+    };
+}

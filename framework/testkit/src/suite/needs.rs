@@ -1,0 +1,46 @@
+//! What a case may need of a transport: the words after `if` in the list.
+
+use nestling::{Guarantee, transport::{Capabilities, Order}};
+
+/// A question to the capabilities, with its name.
+pub type Need = (&'static str, fn(&Capabilities) -> bool);
+
+/// A dropped call reaches the handler.
+pub fn cancels(capabilities: &Capabilities) -> bool {
+    capabilities.cancels
+}
+
+/// A slow reader of a stream slows its producer.
+pub fn stream_credit(capabilities: &Capabilities) -> bool {
+    capabilities.stream_credit
+}
+
+/// Each service sees each event.
+pub fn fan_out(capabilities: &Capabilities) -> bool {
+    capabilities.fan_out
+}
+
+/// Events with one key keep their order.
+pub fn order_by_key(capabilities: &Capabilities) -> bool {
+    capabilities.order == Order::Key
+}
+
+/// Events wait for a stopped consumer.
+pub fn durable(capabilities: &Capabilities) -> bool {
+    capabilities.durable
+}
+
+/// Each message is handled by one of a service's replicas.
+pub fn replicas_share(capabilities: &Capabilities) -> bool {
+    capabilities.replicas_share
+}
+
+/// A delivery whose consumer dies is given to another.
+pub fn redelivers(capabilities: &Capabilities) -> bool {
+    capabilities.redelivers
+}
+
+/// Events arrive at least once.
+pub fn at_least_once(capabilities: &Capabilities) -> bool {
+    capabilities.events == Guarantee::AtLeastOnce
+}

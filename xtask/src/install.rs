@@ -1,0 +1,140 @@
+//! What a bare Debian machine lacks, through apt and Maven.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, IsTerminal},
+    path::Path,
+    process::{self, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use nestling_testkit::{Kind, find_program, kafka_jars};
+
+use crate::terminal::{last_lines, step};
+
+/// Sees to it that the brokers can be started: Debian's packages for their programs, and Kafka's jars.
+///
+/// Where systemd runs, Debian starts its own NATS and Redis on 4222 and 6379 on installation. They are left alone.
+pub(crate) fn ensure(kinds: &[Kind]) -> Result<()> {
+    let needs: Vec<Need> = kinds
+        .iter()
+        .filter_map(|kind| {
+            let programs = kind.missing_programs();
+            let packages: Vec<_> = programs.into_iter().map(|(_, package)| package).collect();
+            (!packages.is_empty()).then_some(Need {
+                kind: *kind,
+                packages,
+            })
+        })
+        .collect();
+    if !needs.is_empty() {
+        apt(&needs)?;
+    }
+    for kind in kinds {
+        if let [(program, package), ..] = kind.missing_programs()[..] {
+            bail!(
+                "{kind} is unavailable: the program {program} is missing even though {package} is installed"
+            );
+        }
+    }
+    if kinds.contains(&Kind::Kafka) {
+        step("Apache Kafka's jars", || Ok(kafka_jars().map(drop)?))?;
+    }
+    Ok(())
+}
+
+/// The packages that one broker lacks.
+struct Need {
+    kind: Kind,
+    packages: Vec<&'static str>,
+}
+
+fn apt(needs: &[Need]) -> Result<()> {
+    let Some(root) = become_root() else {
+        bail!("{}", by_hand(needs));
+    };
+    let log = env::temp_dir().join(format!("nestling-install-{}.log", process::id()));
+    step("apt-get update", || apt_get(&root, &["update"], &log))?;
+    for Need { kind, packages } in needs {
+        for package in packages {
+            let install = ["install", "--yes", "--no-install-recommends", package];
+            step(&format!("apt-get install {package}"), || {
+                apt_get(&root, &install, &log).with_context(|| format!("{kind} is unavailable"))
+            })?;
+        }
+    }
+    fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))
+}
+
+fn by_hand(needs: &[Need]) -> String {
+    let reason = match find_program("apt-get") {
+        None => "there is no apt-get here",
+        Some(_) => "this user is not root, and sudo cannot be used",
+    };
+    let mut text = format!("packages are missing, and {reason}:");
+    let mut all: Vec<&str> = Vec::new();
+    for Need { kind, packages } in needs {
+        text += &format!("\n  {kind} needs {}", packages.join(" and "));
+        all.extend(packages.iter().copied());
+    }
+    text + &format!(
+        "\nplease run: apt-get update && apt-get install --no-install-recommends {}",
+        all.join(" ")
+    )
+}
+
+/// The words in front of a command that is to run as root; `None` when there is no way.
+fn become_root() -> Option<Vec<&'static str>> {
+    find_program("apt-get")?;
+    let id = Command::new("id").arg("-u").output().ok()?;
+    if id.stdout.trim_ascii() == b"0" {
+        return Some(Vec::new());
+    }
+    find_program("sudo")?;
+    let without_asking = Command::new("sudo")
+        .args(["-n", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if without_asking {
+        return Some(vec!["sudo", "-n"]);
+    }
+    if !io::stdin().is_terminal() {
+        return None;
+    }
+    println!("  sudo is needed to install packages");
+    let allowed = Command::new("sudo").arg("-v").status();
+    allowed
+        .is_ok_and(|status| status.success())
+        .then(|| vec!["sudo"])
+}
+
+fn apt_get(root: &[&str], arguments: &[&str], log: &Path) -> Result<()> {
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("open {}", log.display()))?;
+    // `env` rather than our own environment, as sudo clears that.
+    let mut words = root.to_vec();
+    words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    words.extend(["-o", "DPkg::Lock::Timeout=120"]);
+    words.extend(arguments);
+    let status = Command::new(words[0])
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().context("share the log")?)
+        .stderr(output)
+        .status()
+        .context("run apt-get")?;
+    if !status.success() {
+        bail!(
+            "apt-get {}: {status}\n{}",
+            arguments.join(" "),
+            last_lines(log, 20)
+        );
+    }
+    Ok(())
+}
