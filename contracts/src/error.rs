@@ -96,6 +96,7 @@ impl Reason {
     }
 
     /// An error for this reason with more in its details.
+    #[expect(clippy::needless_pass_by_value, reason = "the value is given away")]
     pub fn error_with(self, message: impl Into<String>, key: &str, value: Value) -> RpcError {
         RpcError::new(self.code(), message).with_details(json!({ "reason": self, key: value }))
     }

@@ -31,7 +31,7 @@ pub use self::{
         UserId,
     },
     money::{Currency, Money, MoneyError, TaxRate, split},
-    page::{Page, PageRequest},
+    page::{Cursor, Page, PageRequest},
     secret::Secret,
     time::Timestamp,
 };

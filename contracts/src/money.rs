@@ -98,6 +98,7 @@ impl Money {
     ///
     /// # Errors
     /// Mixed currencies, overflow.
+    #[expect(clippy::should_implement_trait, reason = "`Add` cannot fail")]
     pub fn add(self, other: Self) -> Result<Self, MoneyError> {
         self.combine(other, i64::checked_add)
     }

@@ -362,6 +362,7 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
 }
 
 /// The service's fault, not an invalid argument of ours.
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
 fn bad_reply(error: RpcError) -> RpcError {
     RpcError::unknown(format!("the reply does not fit its contract: {}", error.message))
 }

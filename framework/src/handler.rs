@@ -95,12 +95,7 @@ impl<T> fmt::Debug for Streaming<T> {
     }
 }
 
-/// What the handler of message `M` may return.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a reply to `{M}`",
-    label = "wrong reply type",
-    note = "return `Result<Reply, Error>` with the contract's reply and an error that is `Into<RpcError>`, or `Streaming<Reply>` for a `stream` contract"
-)]
+/// What the handler of message `M` may return: whatever is an [`Answer`] to it.
 pub trait IntoReply<M> {
     /// Encodes it.
     ///
@@ -109,35 +104,64 @@ pub trait IntoReply<M> {
     fn into_reply(self, codec: Codec) -> Result<Reply, RpcError>;
 }
 
-impl<M, T, E> IntoReply<M> for Result<T, E>
+impl<M, A> IntoReply<M> for A
 where
-    M: Message<Reply = T, Shape = Single>,
+    M: Message,
+    A: Answer<M, M::Reply, M::Shape>,
+{
+    fn into_reply(self, codec: Codec) -> Result<Reply, RpcError> {
+        self.encode(codec)
+    }
+}
+
+/// [`IntoReply`] with the contract's reply `T` and shape `S` taken out of `M`, so that the compiler
+/// names both when a handler returns something else.
+///
+/// | `S` | what a handler returns |
+/// |---|---|
+/// | [`Single`] | `Result<T, E>` |
+/// | [`Many`] | `Streaming<T>`, or `Result<Streaming<T>, E>` to refuse before the first value |
+///
+/// `E` is `Into<RpcError>`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a reply to `{M}`",
+    label = "the contract's reply is `{T}` (`{S}`)",
+    note = "a handler returns `Result<T, Error>` for `reply = T`, `Streaming<T>` or `Result<Streaming<T>, Error>` for `stream = T`, with an error that is `Into<RpcError>`"
+)]
+pub trait Answer<M, T, S> {
+    /// Encodes it.
+    ///
+    /// # Errors
+    /// The handler's own error, or `Internal` when the value cannot be encoded.
+    fn encode(self, codec: Codec) -> Result<Reply, RpcError>;
+}
+
+impl<M, T, E> Answer<M, T, Single> for Result<T, E>
+where
     T: Serialize,
     E: Into<RpcError>,
 {
-    fn into_reply(self, codec: Codec) -> Result<Reply, RpcError> {
+    fn encode(self, codec: Codec) -> Result<Reply, RpcError> {
         encode_single(self, codec)
     }
 }
 
-impl<M, T> IntoReply<M> for Streaming<T>
+impl<M, T> Answer<M, T, Many> for Streaming<T>
 where
-    M: Message<Reply = T, Shape = Many>,
     T: Serialize + Send + 'static,
 {
-    fn into_reply(self, codec: Codec) -> Result<Reply, RpcError> {
+    fn encode(self, codec: Codec) -> Result<Reply, RpcError> {
         Ok(encode_stream(self, codec))
     }
 }
 
 /// A stream that may be refused before its first value.
-impl<M, T, E> IntoReply<M> for Result<Streaming<T>, E>
+impl<M, T, E> Answer<M, T, Many> for Result<Streaming<T>, E>
 where
-    M: Message<Reply = T, Shape = Many>,
     T: Serialize + Send + 'static,
     E: Into<RpcError>,
 {
-    fn into_reply(self, codec: Codec) -> Result<Reply, RpcError> {
+    fn encode(self, codec: Codec) -> Result<Reply, RpcError> {
         Ok(encode_stream(self.map_err(Into::into)?, codec))
     }
 }

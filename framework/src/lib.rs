@@ -68,7 +68,7 @@ pub use self::{
     error::{Code, RpcError},
     extract::{FromContext, Payload},
     handler::{
-        BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply, MessageHandler,
+        Answer, BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply, MessageHandler,
         Reply, Streaming,
     },
     introspect::{Check, Health, Info, Introspection},

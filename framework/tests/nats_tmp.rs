@@ -1,31 +1,67 @@
 #![cfg(feature = "nats")]
-use std::{time::Duration, sync::{Arc, atomic::*}};
+use std::{time::{Duration, Instant}};
 use nestling::*;
 use nestling_testkit::{Kind, broker_or_skip, unique};
-use tokio::sync::Semaphore;
-#[tokio::test]
-async fn dbg() {
+use futures_util::StreamExt;
+
+async fn echo(Payload(n): Payload<u64>) -> Result<u64, RpcError> { Ok(n) }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn speed() {
     let url = broker_or_skip(Kind::Nats).unwrap();
-    let busy: &'static str = unique("busy").leak();
-    let gate = Arc::new(Semaphore::new(0));
-    let runs = Arc::new(AtomicU32::new(0));
-    let (g, r) = (gate.clone(), runs.clone());
-    let handler = move || { let g = g.clone(); let r = r.clone(); async move {
-        let n = r.fetch_add(1, Ordering::SeqCst);
-        eprintln!("run {n}");
-        g.acquire().await.unwrap().forget();
-        eprintln!("ran {n}");
-        Ok::<_, RpcError>(n) } };
-    let server = Server::new("busy", Router::new().message_at(busy, handler)).max_in_flight(1).listen(&url).start().await.unwrap();
+    let ours: &'static str = unique("ours").leak();
+    let raw: &'static str = unique("raw").leak();
+    let server = Server::new("s", Router::new().message_at(ours, echo)).listen(&url).start().await.unwrap();
     let client = Client::connect(&url).await.unwrap();
-    let first = async { let x = client.send_at::<u32>(busy, &()).timeout(Duration::from_secs(3)).await; eprintln!("first {x:?}"); };
-    let second = async {
-        while runs.load(Ordering::SeqCst) == 0 { tokio::task::yield_now().await; }
-        eprintln!("sees run");
-        for x in futures_util::future::join_all((0..10).map(|_| std::future::IntoFuture::into_future(client.send_at::<u32>(busy, &()).timeout(Duration::from_millis(50))))).await { eprintln!("{x:?}"); }
-        eprintln!("permit");
-        gate.add_permits(1);
-    };
-    tokio::join!(first, second);
+    let rs = async_nats::connect(&url).await.unwrap();
+    let mut sub = rs.queue_subscribe(raw, "q".into()).await.unwrap();
+    rs.flush().await.unwrap();
+    let rs2 = rs.clone();
+    tokio::spawn(async move { while let Some(m) = sub.next().await {
+        let n: u64 = serde_json::from_slice(&m.payload).unwrap();
+        let body = serde_json::to_vec(&n).unwrap();
+        rs2.publish(m.reply.unwrap(), body.into()).await.unwrap(); } });
+    let rc = async_nats::connect(&url).await.unwrap();
+    let secs: f64 = std::env::var("SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(1.5);
+    let mut ratios: std::collections::BTreeMap<usize, Vec<f64>> = Default::default();
+    for round in 0..6 { for width in [1_usize, 64] {
+        let mut rates = [0.0; 3];
+        for which in [round % 3, (round + 1) % 3, (round + 2) % 3] {
+            let began = Instant::now();
+            let until = began + Duration::from_secs_f64(secs);
+            let mut tasks = Vec::new();
+            for _ in 0..width {
+                let (client, rc) = (client.clone(), rc.clone());
+                tasks.push(tokio::spawn(async move {
+                    let mut n = 0_u64;
+                    while Instant::now() < until {
+                        if which == 0 {
+                            let v: u64 = client.send_at::<u64>(ours, &n).await.unwrap(); assert_eq!(v, n);
+                        } else if which == 2 {
+                            let b = serde_json::to_vec(&n).unwrap();
+                            let mut h = async_nats::HeaderMap::new();
+                            h.insert(async_nats::HeaderName::from_static("nestling"), "1");
+                            h.insert(async_nats::HeaderName::from_static("deadline"), "5000");
+                            let m = rc.request_with_headers(raw, h, b.into()).await.unwrap();
+                            let v: u64 = serde_json::from_slice(&m.payload).unwrap(); assert_eq!(v, n);
+                        } else {
+                            let b = serde_json::to_vec(&n).unwrap();
+                            let m = rc.request(raw, b.into()).await.unwrap();
+                            let v: u64 = serde_json::from_slice(&m.payload).unwrap(); assert_eq!(v, n);
+                        }
+                        n += 1;
+                    }
+                    n
+                }));
+            }
+            let mut total = 0;
+            for t in tasks { total += t.await.unwrap(); }
+            rates[which] = total as f64 / began.elapsed().as_secs_f64();
+        }
+        let ratio = rates[0] / rates[1];
+        ratios.entry(width).or_default().push(ratio);
+        println!("headers {:.3}", rates[2] / rates[1]); println!("width {width}: ours {:.0}/s raw {:.0}/s ratio {ratio:.3}", rates[0], rates[1]);
+    } }
+    for (w, mut r) in ratios { r.sort_by(f64::total_cmp); println!("median {w}: {:.3}", (r[2] + r[3]) / 2.0); }
     server.shutdown().await;
 }

@@ -1,5 +1,6 @@
 //! The TCP transport from outside: its bytes, and what is left of it when peers misbehave.
 #![cfg(feature = "tcp")]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::{
     collections::HashSet,
@@ -28,7 +29,11 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn serve(router: Router) -> Running {
-    Server::new("test", router).listen(ANY_PORT).start().await.expect("a free port")
+    Server::new("test", router)
+        .listen(ANY_PORT)
+        .start()
+        .await
+        .expect("a free port")
 }
 
 fn echo() -> Router {
@@ -60,7 +65,9 @@ impl Raw {
     async fn silent(server: &Running) -> Self {
         let address = server.address().strip_prefix("tcp://").unwrap();
         let address = address.split('?').next().unwrap();
-        Self { socket: TcpStream::connect(address).await.unwrap() }
+        Self {
+            socket: TcpStream::connect(address).await.unwrap(),
+        }
     }
 
     async fn write(&mut self, bytes: &[u8]) {
@@ -74,7 +81,12 @@ impl Raw {
 
     async fn request(&mut self, call: u8, pattern: &str, payload: &str) {
         let length = u8::try_from(pattern.len()).unwrap();
-        let fields = [&[1, call, 0, 0, length], pattern.as_bytes(), &[0], payload.as_bytes()];
+        let fields = [
+            &[1, call, 0, 0, length],
+            pattern.as_bytes(),
+            &[0],
+            payload.as_bytes(),
+        ];
         self.frame(&fields.concat()).await;
     }
 
@@ -124,7 +136,11 @@ async fn a_request_may_follow_the_preface_at_once() {
 async fn whoever_breaks_the_protocol_is_cut_off_and_others_are_not() {
     let server = serve(echo()).await;
     let mut good = Raw::connect(&server).await;
-    for greeting in [&b"GET / HTTP/1.1\r\n"[..], b"20#{\"pattern\":\"echo\"}", b"\0NOPE\0\0\0\0"] {
+    for greeting in [
+        &b"GET / HTTP/1.1\r\n"[..],
+        b"20#{\"pattern\":\"echo\"}",
+        b"\0NOPE\0\0\0\0",
+    ] {
         let mut raw = Raw::silent(&server).await;
         raw.write(greeting).await;
         raw.is_closed().await;
@@ -132,7 +148,13 @@ async fn whoever_breaks_the_protocol_is_cut_off_and_others_are_not() {
     let too_large = (16_u32 << 20) + 1;
     let reply = b"\x03\0\0\0\x03\x01\x02";
     let cut_off = b"\x05\0\0\0\x01\x01\0\0\x09";
-    for frame in [&too_large.to_le_bytes()[..], &[0; 4], reply, cut_off, &[1, 0, 0, 0, 99]] {
+    for frame in [
+        &too_large.to_le_bytes()[..],
+        &[0; 4],
+        reply,
+        cut_off,
+        &[1, 0, 0, 0, 99],
+    ] {
         let mut raw = Raw::connect(&server).await;
         raw.write(frame).await;
         raw.is_closed().await;
@@ -186,7 +208,10 @@ async fn a_stream_stops_without_credit_and_ends_with_a_cancel() {
     let mut raw = Raw::connect(&server).await;
     raw.request(1, "count", "1000").await;
     for value in 0..64 {
-        assert_eq!(raw.read().await, [&[3, 1, 0], value.to_string().as_bytes()].concat());
+        assert_eq!(
+            raw.read().await,
+            [&[3, 1, 0], value.to_string().as_bytes()].concat()
+        );
     }
     raw.request(2, "echo", "\"x\"").await;
     assert_eq!(raw.read().await[..2], [3, 2], "the stream has no credit");
@@ -196,7 +221,11 @@ async fn a_stream_stops_without_credit_and_ends_with_a_cancel() {
     raw.frame(&[4, 1]).await;
     raw.frame(&[5, 1, 100]).await;
     raw.request(3, "echo", "\"y\"").await;
-    assert_eq!(raw.read().await[..2], [3, 3], "the stream has been cancelled");
+    assert_eq!(
+        raw.read().await[..2],
+        [3, 3],
+        "the stream has been cancelled"
+    );
 }
 
 #[tokio::test]
@@ -254,9 +283,15 @@ async fn a_lost_connection_ends_its_calls_and_later_ones_connect_again() {
     assert!(lost.message.contains("was lost"), "{lost}");
     let answer = async {
         let (mut socket, request) = greet().await;
-        let id_ends = 2 + request[1..].iter().position(|byte| byte & 0x80 == 0).unwrap();
+        let id_ends = 2 + request[1..]
+            .iter()
+            .position(|byte| byte & 0x80 == 0)
+            .unwrap();
         let reply = [&[3], &request[1..id_ends], b"\x01\"y\""].concat();
-        socket.write_u32_le(u32::try_from(reply.len()).unwrap()).await.unwrap();
+        socket
+            .write_u32_le(u32::try_from(reply.len()).unwrap())
+            .await
+            .unwrap();
         socket.write_all(&reply).await.unwrap();
         socket
     };
@@ -272,7 +307,11 @@ async fn a_refused_connection_is_an_error_at_once() {
     drop(listener);
     let client = Client::connect(&*format!("tcp://{address}")).await.unwrap();
     for _ in 0..3 {
-        let refused = client.send_at::<String>("echo", "x").timeout(LIMIT).await.unwrap_err();
+        let refused = client
+            .send_at::<String>("echo", "x")
+            .timeout(LIMIT)
+            .await
+            .unwrap_err();
         assert_eq!(refused.code, Code::Unavailable);
         assert!(refused.message.contains(&address.to_string()), "{refused}");
     }
@@ -284,7 +323,11 @@ async fn calls_are_spread_over_replicas_and_dead_ones_passed_over() {
         serve(Router::new().message_at("who", move || async move { Ok::<_, RpcError>(name) })).await
     };
     let (one, two) = (replica("one").await, replica("two").await);
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let host = |running: &Running| running.address().strip_prefix("tcp://").unwrap().to_owned();
     let url = format!("tcp://{dead},{},{}", host(&one), host(&two));
     let client = Client::connect(&*url).await.unwrap();
@@ -310,7 +353,11 @@ async fn many_callers_and_large_payloads_share_one_connection() {
     let client = Client::connect(server.address()).await.unwrap();
     let large = "x".repeat(900_000);
     let calls = (0..300).map(async |number: usize| {
-        let text = if number % 50 == 0 { large.clone() } else { format!("call {number}") };
+        let text = if number.is_multiple_of(50) {
+            large.clone()
+        } else {
+            format!("call {number}")
+        };
         assert_eq!(client.send_at::<String>("echo", &text).await.unwrap(), text);
     });
     within(futures_util::future::join_all(calls)).await;
@@ -332,11 +379,17 @@ async fn what_is_too_large_is_refused_and_the_connection_lives() {
         let large = "x".repeat(100_000);
         let refused = client.send_at::<String>("echo", &large).await.unwrap_err();
         assert_eq!(refused.code, Code::ResourceExhausted);
-        let refused = client.send_at::<String>("sized", &100_000).await.unwrap_err();
+        let refused = client
+            .send_at::<String>("sized", &100_000)
+            .await
+            .unwrap_err();
         assert_eq!(refused.code, Code::ResourceExhausted);
         let mut stream = client.stream_at::<String>("many", &100_000).await.unwrap();
         assert_eq!(stream.try_next().await.unwrap().as_deref(), Some("x"));
-        assert_eq!(stream.try_next().await.unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(
+            stream.try_next().await.unwrap_err().code,
+            Code::ResourceExhausted
+        );
         assert_eq!(client.send_at::<String>("sized", &3).await.unwrap(), "xxx");
     }
 }
@@ -369,10 +422,12 @@ async fn a_peer_that_does_not_read_gets_no_more_replies_made() {
 #[tokio::test]
 async fn events_sent_just_before_the_client_closes_arrive() {
     let (sender, mut seen) = mpsc::unbounded_channel();
-    let server = serve(Router::new().event_at("noted", move |Payload(number): Payload<u32>| {
-        let sent = sender.send(number);
-        async move { sent.map_err(RpcError::internal) }
-    }))
+    let server = serve(
+        Router::new().event_at("noted", move |Payload(number): Payload<u32>| {
+            let sent = sender.send(number);
+            async move { sent.map_err(RpcError::internal) }
+        }),
+    )
     .await;
     let client = Client::connect(server.address()).await.unwrap();
     for number in 0..2000 {

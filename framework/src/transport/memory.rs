@@ -100,11 +100,10 @@ impl Memory {
 
     pub(crate) fn client(&self) -> Arc<dyn ClientTransport> {
         let pending = Pending::new();
-        let client = Arc::new_cyclic(|client: &Weak<MemoryClient>| {
+        Arc::new_cyclic(|client: &Weak<MemoryClient>| {
             pending.set_control(client.clone());
             MemoryClient { hub: Arc::clone(&self.hub), pending, calls: Calls::new() }
-        });
-        client
+        })
     }
 }
 
@@ -339,8 +338,16 @@ impl Responder for MemoryResponder {
     fn value(&mut self, payload: Bytes) {
         // A stream that has begun is not begun again.
         self.kept = None;
-        if let Some((pending, call)) = &self.call {
-            pending.complete(*call.key(), Item::Value(payload));
+        let Some((pending, call)) = &self.call else { return };
+        match fits(payload.len()) {
+            Ok(()) => {
+                pending.complete(*call.key(), Item::Value(payload));
+            }
+            // The end of the call: the next question for room is answered with `Gone`.
+            Err(error) => {
+                pending.complete(*call.key(), Item::Fail(error.into()));
+                self.call = None;
+            }
         }
     }
 
@@ -354,7 +361,10 @@ impl Responder for MemoryResponder {
     fn settle(self: Box<Self>, outcome: Outcome) {
         let Self { hub, service, call, kept, number } = *self;
         let item = match outcome {
-            Outcome::Reply(payload) => Item::Last(payload),
+            Outcome::Reply(payload) => match fits(payload.len()) {
+                Ok(()) => Item::Last(payload),
+                Err(error) => Item::Fail(error.into()),
+            },
             Outcome::Done => Item::End,
             Outcome::Fail(error) => Item::Fail(error),
             Outcome::Ack | Outcome::Reject { .. } => return,
@@ -399,7 +409,7 @@ impl ClientTransport for MemoryClient {
     }
 
     async fn request(&self, envelope: Envelope, expect: Expect) -> Result<Replies, Error> {
-        check_size(&envelope)?;
+        fits(envelope.payload.len())?;
         let (id, replies) = self.pending.register(expect);
         let call = (Arc::clone(&self.pending), self.calls.open(id));
         let Some((service, repeatable)) = self.hub.find_message(&envelope.pattern) else {
@@ -411,7 +421,7 @@ impl ClientTransport for MemoryClient {
     }
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
-        check_size(&envelope)?;
+        fits(envelope.payload.len())?;
         for service in self.hub.services_for(Kind::Event, &envelope.pattern) {
             let envelope = envelope.clone();
             let first = Attempt { envelope, call: None, repeatable: true, number: 1 };
@@ -437,9 +447,6 @@ impl Hub {
     }
 }
 
-fn check_size(envelope: &Envelope) -> Result<(), Error> {
-    match envelope.payload.len() {
-        length if length > MAX_PAYLOAD => Err(Error::too_large(length, MAX_PAYLOAD)),
-        _ => Ok(()),
-    }
+fn fits(length: usize) -> Result<(), Error> {
+    if length > MAX_PAYLOAD { Err(Error::too_large(length, MAX_PAYLOAD)) } else { Ok(()) }
 }

@@ -17,6 +17,8 @@
 
 mod brokers;
 mod process;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 pub use brokers::{
     Broker, Kind, Options, Unavailable, broker_or_skip, find_program, kafka_jars, shared, unique,

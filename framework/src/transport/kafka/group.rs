@@ -447,6 +447,7 @@ impl ConsumerContext for GroupContext {
         if let Err(error) = &result {
             tracing::debug!(%error, "commit to Kafka");
         }
+        if std::env::var("KDBG").is_ok() { eprintln!("CB {result:?} {list:?}"); }
         let elements = list.elements();
         for partition in lock(&self.owner.partitions).iter() {
             let element = elements.iter().find(|element| {

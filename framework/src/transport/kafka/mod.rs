@@ -117,7 +117,9 @@ impl Settings {
             .set("log.connection.close", "false")
             .set("allow.auto.create.topics", "false")
             .set("message.max.bytes", (MAX_PAYLOAD + MAX_HEADERS).to_string());
+
         config.set_log_level(RDKafkaLogLevel::Info);
+        if let Ok(debug) = std::env::var("KDBG") { config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug); }
         config
     }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +26,7 @@ use super::{
         Address, Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect,
         Pending, Replies, Task, pending::lock,
     },
-    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, wire,
+    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, unique_token, wire,
     writer::Writer,
 };
 use crate::{envelope::Envelope, error::RpcError};
@@ -51,6 +52,7 @@ pub(super) async fn open(
     let shared = Arc::new(Shared {
         address,
         inbox,
+        mark,
         pending: Arc::clone(&pending),
         calls: Mutex::default(),
         writer: Writer::new(client.clone()),
@@ -66,6 +68,18 @@ pub(super) async fn open(
     }))
 }
 
+/// `?mark=header` is for accounts whose imports rewrite reply subjects.
+fn mark(address: &Address) -> Result<bool, Error> {
+    match address.option("mark") {
+        None | Some("reply") => Ok(false),
+        Some("header") => Ok(true),
+        Some(other) => {
+            let message = format!("{address}: mark cannot be {other:?}, only reply or header");
+            Err(Error::new(ErrorKind::Config, message))
+        }
+    }
+}
+
 struct NatsClient {
     shared: Arc<Shared>,
     _reader: Task,
@@ -76,6 +90,8 @@ struct Shared {
     client: Client,
     /// The subject of replies up to the call's id.
     inbox: String,
+    /// Whether requests say by a header too what they are.
+    mark: bool,
     pending: Arc<Pending>,
     /// The pattern of each call that waits: where its replicas listen for control messages.
     calls: Mutex<HashMap<u64, ByteString>>,
@@ -96,16 +112,16 @@ impl ClientTransport for NatsClient {
     async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error> {
         let shared = &*self.shared;
         let limit = shared.prepare(&envelope).await?;
-        let headers = wire::headers(&envelope)?;
+        let headers = wire::headers(&envelope, shared.mark)?;
         let (call, replies) = shared.pending.register(kind);
         let subject = wire::subject(&envelope.pattern);
         lock(&shared.calls).insert(call, envelope.pattern);
         let sent = shared.send(
             OutboundMessage {
                 subject,
-                reply: Some(shared.reply_subject(call)),
+                reply: Some(wire::reply_subject(&shared.inbox, call, envelope.deadline)),
                 payload: envelope.payload,
-                headers: Some(headers),
+                headers,
             },
             limit,
         );
@@ -125,7 +141,7 @@ impl ClientTransport for NatsClient {
         let message = OutboundMessage {
             subject: wire::subject(&envelope.pattern),
             reply: None,
-            headers: Some(wire::headers(&envelope)?),
+            headers: wire::headers(&envelope, true)?,
             payload: envelope.payload,
         };
         shared.send(message, limit).await?;
@@ -172,10 +188,16 @@ impl Shared {
 
     async fn send(&self, message: OutboundMessage, limit: Instant) -> Result<(), Error> {
         let length = message.payload.len();
-        match timeout_at(limit, self.client.publish_message(message)).await {
-            Ok(sent) => sent.map_err(|error| not_published(error, length, &self.client)),
-            Err(_) => Err(self.too_late()),
-        }
+        let mut sending = pin!(self.client.publish_message(message));
+        // Nearly always there is room, and then no timer is needed.
+        let first = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        let sent = match first {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => timeout_at(limit, sending)
+                .await
+                .map_err(|_| self.too_late())?,
+        };
+        sent.map_err(|error| not_published(error, length, &self.client))
     }
 
     fn too_late(&self) -> Error {
@@ -192,21 +214,13 @@ impl Shared {
         Ok(())
     }
 
-    fn reply_subject(&self, call: u64) -> Subject {
-        format!("{}{call}", self.inbox).into()
-    }
-
     fn tell(&self, call: u64, pattern: &str, control: wire::Control) {
-        self.writer
-            .send(control.message(pattern, self.reply_subject(call)));
+        let reply = wire::reply_subject(&self.inbox, call, None);
+        self.writer.send(control.message(pattern, reply));
     }
 
     fn receive(&self, message: Message) {
-        let call = message
-            .subject
-            .strip_prefix(&*self.inbox)
-            .and_then(|call| call.parse().ok());
-        let Some(call) = call else {
+        let Some(call) = wire::call_of(&self.inbox, &message.subject) else {
             tracing::debug!(subject = %message.subject, "a reply that names no call");
             return;
         };

@@ -23,7 +23,7 @@ use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["wire"],
+    options: &["wire", "mark"],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
 };
@@ -142,6 +142,13 @@ fn pause(attempt: usize) -> Duration {
     let longest = 25_u64 << attempt.min(10);
     let longest = longest.min(LONGEST_PAUSE_MS);
     Duration::from_millis(fastrand::u64(longest / 2..=longest))
+}
+
+/// A token of a subject that nobody else has.
+fn unique_token() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric)
+        .take(22)
+        .collect()
 }
 
 fn report(address: &str, event: &Event, complained: &Mutex<Option<Instant>>) {

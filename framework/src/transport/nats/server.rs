@@ -26,7 +26,7 @@ use super::{
         Address, Call, Calls, Capabilities, Delivery, Error, ErrorKind, Gone, Item, Kind, Outcome,
         Responder, ServerTransport, Source, Sources, Subscription,
     },
-    NAME, PATIENCE, capabilities, closed, connect, max_payload, wire,
+    NAME, PATIENCE, capabilities, closed, connect, max_payload, unique_token, wire,
     writer::Writer,
 };
 use crate::{
@@ -91,7 +91,7 @@ impl ServerTransport for NatsServer {
                 )));
             }
             round_trip(&self.client).await?;
-            Ok(sources)
+            Ok::<_, Error>(sources)
         };
         let sources = timeout(PATIENCE, subscribing)
             .await
@@ -128,7 +128,7 @@ impl NatsServer {
             pattern,
             messages,
             arrived: 0,
-            connects: connects(&client),
+            connects: connects(&self.client),
             control,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -143,7 +143,7 @@ impl NatsServer {
 /// Returns when the broker has worked off everything sent before. It does so in order, so a message
 /// to ourselves says it; a flush of the library only means that it was written.
 async fn round_trip(client: &Client) -> Result<(), Error> {
-    let inbox = Subject::from(client.new_inbox());
+    let inbox = Subject::from(wire::reply_prefix(&unique_token()) + "echo");
     let mut echo = client.subscribe(inbox.clone()).await.map_err(closed)?;
     client.publish(inbox, Bytes::new()).await.map_err(closed)?;
     match echo.next().await {
@@ -248,7 +248,8 @@ impl Source for NatsSource {
             let timer = Box::pin(sleep(Duration::ZERO));
             let limit = Instant::now() + DRAIN_LIMIT;
             self.stopping = Some(Stopping {
-                asked: false,
+                step: Step::Watch,
+                arrived_before: self.arrived,
                 limit,
                 timer,
             });
@@ -334,7 +335,7 @@ impl NatsSource {
     }
 
     fn deliver(&self, message: Message) -> Option<Delivery> {
-        let (headers, deadline) = match wire::incoming(message.headers.as_ref()) {
+        let (headers, deadline) = match wire::incoming(&message) {
             wire::Incoming::Native(headers, deadline) => (headers, deadline),
             wire::Incoming::Foreign => {
                 tracing::debug!(subject = %message.subject, "ignored: not of the native wire");
@@ -397,10 +398,14 @@ impl NatsSource {
     /// is here, or handed out already.
     fn forget(&mut self, cx: &mut task::Context<'_>, reply: &Subject) {
         self.keep_arrived(cx);
-        let position = self
-            .waiting
-            .iter()
-            .position(|message| message.reply.as_ref() == Some(reply));
+        let call = wire::call_key(reply);
+        let is_cancelled = |message: &Message| {
+            message
+                .reply
+                .as_deref()
+                .is_some_and(|other| wire::call_key(other) == call)
+        };
+        let position = self.waiting.iter().position(is_cancelled);
         if let Some(message) = position.and_then(|position| self.waiting.remove(position)) {
             self.waiting_bytes -= message.length;
         }
@@ -452,7 +457,7 @@ fn connects(client: &Client) -> u64 {
 
 impl Shared {
     fn key(&self, reply: &Subject) -> u64 {
-        self.hasher.hash_one(reply.as_str())
+        self.hasher.hash_one(wire::call_key(reply))
     }
 
     fn responder(self: &Arc<Self>, reply: Option<Subject>) -> NatsResponder {
@@ -472,9 +477,12 @@ struct NatsResponder {
 
 impl NatsResponder {
     fn send(&mut self, item: Item) {
-        let Some((_, subject)) = &self.reply else {
+        let Some((call, subject)) = &self.reply else {
             return;
         };
+        if call.is_cancelled() {
+            return;
+        }
         let mut message = wire::reply(subject.clone(), item);
         let (length, most) = (message.payload.len(), max_payload(&self.shared.client));
         if length > most {

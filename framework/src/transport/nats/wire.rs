@@ -22,12 +22,17 @@ const VERSION: &str = "1";
 const VALUE: &str = "value";
 const END: &str = "end";
 const FAIL: &str = "fail";
+/// Where replies go; after it come the client, the call and the remaining milliseconds. A request
+/// that is answered there is native without any header, which halves what a small one costs.
+const REPLY: &str = "_nestling.re.";
+/// What a gateway between clusters puts before a reply subject.
+const GATEWAY: &str = "_GR_.";
 /// Where callers tell the replicas of a pattern about their calls.
 const CONTROL: &str = "_nestling.ctl.";
 const CANCEL: &str = "cancel";
 const CREDIT: &str = "credit ";
 /// No deadline is further away, so that adding it to the time cannot overflow.
-const FURTHEST: Duration = Duration::from_secs(24 * 60 * 60);
+const FURTHEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Who speaks: the one place where the wires part.
 pub(super) enum Incoming {
@@ -37,32 +42,81 @@ pub(super) enum Incoming {
     Foreign,
 }
 
-pub(super) fn incoming(headers: Option<&HeaderMap>) -> Incoming {
-    let Some(headers) = headers else {
-        return Incoming::Foreign;
-    };
-    let mut native = false;
-    let mut deadline = None;
+pub(super) fn incoming(message: &Message) -> Incoming {
+    let address = message.reply.as_deref().and_then(reply_address);
+    let mut native = address.is_some();
+    let mut remaining = address.and_then(remaining_time);
     let mut entries = Headers::new();
-    for (name, values) in headers.iter() {
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
         let Some(value) = values.first() else {
             continue;
         };
         match name.as_ref() {
             MARK => native = value.as_str() == VERSION,
-            header::DEADLINE => deadline = value.as_str().parse().ok().map(Duration::from_millis),
+            header::DEADLINE => remaining = value.as_str().parse().ok(),
             name => match well_known(name) {
                 Some(name) => entries.set(name, value.as_str()),
                 None => entries.insert(name, value.as_str()),
             },
         }
     }
-    if native {
-        let deadline = deadline.map(|remaining| Instant::now() + remaining.min(FURTHEST));
-        Incoming::Native(entries, deadline)
-    } else {
-        Incoming::Foreign
+    if !native {
+        return Incoming::Foreign;
     }
+    let until = |millis| Instant::now() + Duration::from_millis(millis).min(FURTHEST);
+    Incoming::Native(entries, remaining.map(until))
+}
+
+/// The client and what follows, of a reply subject of this wire.
+fn reply_address(reply: &str) -> Option<&str> {
+    match reply.strip_prefix(REPLY) {
+        None if reply.starts_with(GATEWAY) => {
+            let start = reply.find(REPLY)?;
+            Some(&reply[start + REPLY.len()..])
+        }
+        address => address,
+    }
+}
+
+fn remaining_time(address: &str) -> Option<u64> {
+    address.splitn(3, '.').nth(2)?.parse().ok()
+}
+
+/// What a call is known by, in its request and in control messages about it.
+pub(super) fn call_key(reply: &str) -> &str {
+    let Some(address) = reply_address(reply) else {
+        return reply;
+    };
+    let end = address.match_indices('.').nth(1);
+    end.map_or(address, |(end, _)| &address[..end])
+}
+
+/// The start of the subjects that a client gets its replies on.
+pub(super) fn reply_prefix(client: &str) -> String {
+    format!("{REPLY}{client}.")
+}
+
+/// Where the reply to a call goes, with the time its caller still waits.
+pub(super) fn reply_subject(prefix: &str, call: u64, deadline: Option<Instant>) -> Subject {
+    match deadline.map(remaining) {
+        Some(millis) => format!("{prefix}{call}.{millis}").into(),
+        None => format!("{prefix}{call}").into(),
+    }
+}
+
+/// The call that a message on a reply subject belongs to.
+pub(super) fn call_of(prefix: &str, subject: &str) -> Option<u64> {
+    let rest = subject.strip_prefix(prefix)?;
+    let (call, _) = rest.split_once('.').unwrap_or((rest, ""));
+    call.parse().ok()
+}
+
+/// Rounded up to milliseconds: zero would say that it is too late already.
+fn remaining(deadline: Instant) -> u64 {
+    let remaining = deadline
+        .saturating_duration_since(Instant::now())
+        .min(FURTHEST);
+    u64::try_from(remaining.as_micros().div_ceil(1_000).max(1)).unwrap_or(u64::MAX)
 }
 
 /// The name as a constant, where the framework has one.
@@ -80,16 +134,19 @@ fn well_known(name: &str) -> Option<&'static str> {
     NAMES.into_iter().find(|known| *known == name)
 }
 
-/// The header block of a request or event.
-pub(super) fn headers(envelope: &Envelope) -> Result<HeaderMap, Error> {
-    let mut headers = marked(VERSION);
-    if let Some(deadline) = envelope.deadline {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-        headers.insert(
-            HeaderName::from_static(header::DEADLINE),
-            HeaderValue::from(millis),
-        );
+/// The header block of a request or event. The mark is needed where no reply subject has it.
+pub(super) fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMap>, Error> {
+    if !mark && envelope.headers.is_empty() {
+        return Ok(None);
+    }
+    let mut headers = if mark {
+        marked(VERSION)
+    } else {
+        HeaderMap::new()
+    };
+    if mark && let Some(deadline) = envelope.deadline {
+        let millis = HeaderValue::from(remaining(deadline));
+        headers.insert(HeaderName::from_static(header::DEADLINE), millis);
     }
     for (name, value) in envelope.headers.iter() {
         if matches!(&**name, MARK | header::DEADLINE) {
@@ -105,7 +162,7 @@ pub(super) fn headers(envelope: &Envelope) -> Result<HeaderMap, Error> {
         };
         headers.insert(key, HeaderValue::from_str(value).map_err(|_| bad("value"))?);
     }
-    Ok(headers)
+    Ok(Some(headers))
 }
 
 fn marked(mark: &'static str) -> HeaderMap {
@@ -176,7 +233,7 @@ pub(super) enum Control {
 }
 
 impl Control {
-    /// A control message about the call that is answered on `reply`.
+    /// A control message about the call that is answered at `reply`.
     pub(super) fn message(self, pattern: &str, reply: Subject) -> OutboundMessage {
         let payload = match self {
             Self::Cancel => Bytes::from_static(CANCEL.as_bytes()),
@@ -267,43 +324,97 @@ mod tests {
         assert_eq!(item(message, "a.b"), Item::Fail(error));
     }
 
+    fn request(envelope: &Envelope, mark: bool, reply: &str) -> Message {
+        received(OutboundMessage {
+            subject: subject(&envelope.pattern),
+            reply: Some(reply.into()),
+            payload: envelope.payload.clone(),
+            headers: headers(envelope, mark).unwrap(),
+        })
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn headers_and_deadline_travel() {
+    async fn headers_and_deadline_travel_with_the_mark_or_without() {
         let mut envelope = Envelope::new("a.b", "x");
         envelope.headers.set(header::ACTOR, "ada");
         envelope.headers.insert("x-own", "ünï");
         envelope.headers.set(header::DEADLINE, "7");
         envelope.deadline = Some(Instant::now() + Duration::from_millis(250));
-        let map = headers(&envelope).unwrap();
-        let Incoming::Native(arrived, deadline) = incoming(Some(&map)) else {
-            panic!("foreign")
-        };
+        let marked = request(&envelope, true, "_INBOX.x");
+        let short = reply_subject(&reply_prefix("c"), 7, envelope.deadline);
+        let far = format!("_GR_.hash.hash.{short}");
+        for message in [
+            marked,
+            request(&envelope, false, &short),
+            request(&envelope, false, &far),
+        ] {
+            let Incoming::Native(arrived, deadline) = incoming(&message) else {
+                panic!("foreign: {message:?}")
+            };
+            let values = (arrived.get("actor"), arrived.get("x-own"), arrived.len());
+            assert_eq!(values, (Some("ada"), Some("ünï"), 2));
+            assert_eq!(deadline, envelope.deadline);
+        }
+    }
+
+    #[test]
+    fn a_request_without_headers_has_none_on_the_wire() {
+        let message = request(&Envelope::new("a.b", "x"), false, "_nestling.re.c.7");
+        assert!(message.headers.is_none());
+        assert!(matches!(incoming(&message), Incoming::Native(_, None)));
+    }
+
+    #[test]
+    fn a_call_is_known_by_its_reply_subject() {
+        let prefix = reply_prefix("c");
+        let request = reply_subject(&prefix, 7, Some(Instant::now()));
+        let control = reply_subject(&prefix, 7, None);
         assert_eq!(
-            (arrived.get("actor"), arrived.get("x-own")),
-            (Some("ada"), Some("ünï"))
+            (&*request, &*control),
+            ("_nestling.re.c.7.1", "_nestling.re.c.7")
         );
-        assert_eq!(arrived.len(), 2);
-        assert_eq!(deadline, envelope.deadline);
+        for subject in [&*request, &*control, "_GR_.x.y._nestling.re.c.7.1"] {
+            assert_eq!(call_key(subject), "c.7");
+        }
+        assert_eq!(call_key("_INBOX.c.7.1"), "_INBOX.c.7.1");
+        assert_eq!(
+            (call_of(&prefix, &request), call_of(&prefix, &control)),
+            (Some(7), Some(7))
+        );
+        for stranger in [
+            "",
+            "_nestling.re.c.",
+            "_nestling.re.c.x",
+            "_nestling.re.d.7",
+        ] {
+            assert_eq!(call_of(&prefix, stranger), None);
+        }
     }
 
     #[test]
     fn what_is_not_marked_is_foreign() {
-        let check = |headers: Option<HeaderMap>| {
-            assert!(matches!(incoming(headers.as_ref()), Incoming::Foreign));
+        let check = |reply: &str, headers: Option<HeaderMap>| {
+            let mut message = request(&Envelope::new("a.b", "x"), false, reply);
+            message.headers = headers;
+            assert!(matches!(incoming(&message), Incoming::Foreign));
         };
-        check(None);
-        check(Some(HeaderMap::new()));
-        check(Some(marked("2")));
+        check("_INBOX.x", None);
+        check("_INBOX.x", Some(HeaderMap::new()));
+        check("_INBOX.x", Some(marked("2")));
+        check("_nestling.re.c.7", Some(marked("2")));
+        check("_INBOX._nestling.re.c.7", None);
     }
 
     #[test]
     fn a_header_that_would_break_the_frame_is_refused() {
-        let mut envelope = Envelope::new("a.b", "x");
-        envelope.headers.insert("x-own", "a\r\nnestling: 2");
-        assert_eq!(headers(&envelope).unwrap_err().kind(), ErrorKind::Config);
-        let mut envelope = Envelope::new("a.b", "x");
-        envelope.headers.insert("x own\n", "a");
-        assert_eq!(headers(&envelope).unwrap_err().kind(), ErrorKind::Config);
+        for (name, value) in [("x-own", "a\r\nnestling: 2"), ("x own\n", "a")] {
+            let mut envelope = Envelope::new("a.b", "x");
+            envelope.headers.insert(name, value);
+            assert_eq!(
+                headers(&envelope, false).unwrap_err().kind(),
+                ErrorKind::Config
+            );
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The sending side: one connection that writes, in batches, and one that waits for replies.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -9,15 +9,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytestring::ByteString;
-use redis::{Cmd, RedisError, Value};
+use redis::Value;
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    ANSWER, MOST_BYTES, Options,
+    ANSWER, Options,
     link::{Clock, Link},
+    sender::{Op, Outgoing, Sender},
     wire::{self, CallKey, Head, ItemKind, MAX_HEAD, Reply},
 };
 use crate::{
@@ -31,12 +32,8 @@ use crate::{
 
 /// How many messages wait for the writer at most.
 const QUEUE: usize = 65_536;
-/// How many entries one pipeline writes at most.
-const BATCH: usize = 1024;
-/// How long a request waits for a connection before it fails.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How long an event without a deadline may take.
-const PUBLISH: Duration = Duration::from_secs(5);
+const PUBLISH: Duration = Duration::from_secs(30);
 /// How long a read of the reply list waits, and how many items it takes.
 const BLOCK_SECONDS: u32 = 5;
 const MOST_ITEMS: u32 = 256;
@@ -48,7 +45,8 @@ pub(super) struct RedisClient {
     tasks: Mutex<Vec<Task>>,
 }
 
-struct Inner {
+/// What the tasks and the handles share.
+pub(super) struct Inner {
     options: Arc<Options>,
     /// The random number in the name of the reply list.
     client: u64,
@@ -73,22 +71,6 @@ struct CallState {
     next: u32,
 }
 
-enum Op {
-    Request { call: u64, entry: Outgoing, queued: Instant },
-    Event { entry: Outgoing, done: oneshot::Sender<Result<(), Error>> },
-    Control { pattern: ByteString, message: wire::Control },
-    /// The last one.
-    Close(oneshot::Sender<()>),
-}
-
-/// An entry on its way to a stream.
-struct Outgoing {
-    stream: String,
-    head: Vec<u8>,
-    payload: Bytes,
-    deadline: Option<Instant>,
-}
-
 impl RedisClient {
     pub(super) async fn open(
         options: Arc<Options>,
@@ -96,7 +78,10 @@ impl RedisClient {
     ) -> Result<Arc<Self>, Error> {
         let client = fastrand::u64(..);
         let ClientIdentity { service, instance } = identity;
-        let reply_list = format!("{}:reply:{service}:{instance}:{client:016x}", options.prefix);
+        let reply_list = format!(
+            "{}:reply:{service}:{instance}:{client:016x}",
+            options.prefix
+        );
         let clock = Clock::new();
         let blocked = Duration::from_secs(BLOCK_SECONDS.into());
         let mut writing = Link::new(Arc::clone(&options), Arc::clone(&clock), ANSWER);
@@ -115,12 +100,15 @@ impl RedisClient {
         });
         let control: Weak<dyn Control> = Arc::<Inner>::downgrade(&inner);
         pending.set_control(control);
-        let sender = Sender { inner: Arc::clone(&inner), link: writing, backlog: VecDeque::new() };
+        let sender = Sender::new(Arc::clone(&inner), writing);
         let tasks = vec![
             Task::spawn(sender.run()),
             Task::spawn(receive(Arc::clone(&inner), reading)),
         ];
-        Ok(Arc::new(Self { inner, tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self {
+            inner,
+            tasks: Mutex::new(tasks),
+        }))
     }
 }
 
@@ -137,12 +125,26 @@ impl ClientTransport for RedisClient {
     async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error> {
         let inner = &self.inner;
         let (call, replies) = inner.pending.register(kind);
-        let key = CallKey { client: inner.client, call };
+        let key = CallKey {
+            client: inner.client,
+            call,
+        };
         let stream = inner.options.message_stream(&envelope.pattern);
         let pattern = envelope.pattern.clone();
         let entry = inner.outgoing(envelope, stream, key, inner.reply_list.as_bytes())?;
-        lock(&inner.calls).insert(call, CallState { pattern, attempt: 0, next: 0 });
-        if let Err(error) = inner.push(Op::Request { call, entry, queued: Instant::now() }) {
+        lock(&inner.calls).insert(
+            call,
+            CallState {
+                pattern,
+                attempt: 0,
+                next: 0,
+            },
+        );
+        if let Err(error) = inner.push(Op::Request {
+            call,
+            entry,
+            queued: Instant::now(),
+        }) {
             lock(&inner.calls).remove(&call);
             return Err(error);
         }
@@ -151,14 +153,21 @@ impl ClientTransport for RedisClient {
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         let stream = self.inner.options.event_stream(&envelope.pattern);
-        let mut entry = self.inner.outgoing(envelope, stream, CallKey::default(), b"")?;
-        let deadline = *entry.deadline.get_or_insert_with(|| Instant::now() + PUBLISH);
+        let mut entry = self
+            .inner
+            .outgoing(envelope, stream, CallKey::default(), b"")?;
+        let deadline = *entry
+            .deadline
+            .get_or_insert_with(|| Instant::now() + PUBLISH);
         let (done, outcome) = oneshot::channel();
         self.inner.push(Op::Event { entry, done })?;
         match timeout_at(deadline, outcome).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "the client was closed")),
-            Err(_) => Err(Error::new(ErrorKind::Timeout, "redis did not confirm the event in time")),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "redis did not confirm the event in time",
+            )),
         }
     }
 
@@ -167,7 +176,10 @@ impl ClientTransport for RedisClient {
         if self.inner.push(Op::Close(done)).is_ok() {
             lock(&self.inner.queue).closed = true;
             if timeout(CLOSE, finished).await.is_err() {
-                tracing::debug!(list = self.inner.reply_list, "the reply list expires by itself");
+                tracing::debug!(
+                    list = self.inner.reply_list,
+                    "the reply list expires by itself"
+                );
             }
         }
         lock(&self.tasks).clear();
@@ -194,8 +206,37 @@ impl Inner {
             let message = format!("headers of {} bytes are above {MAX_HEAD}", head.len());
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        let Envelope { payload, deadline, .. } = envelope;
-        Ok(Outgoing { stream, head, payload, deadline })
+        let Envelope {
+            payload, deadline, ..
+        } = envelope;
+        Ok(Outgoing {
+            stream,
+            head,
+            payload,
+            deadline,
+        })
+    }
+
+    /// Moves what waits to the end of `backlog`.
+    pub(super) fn take_ops(&self, backlog: &mut VecDeque<Op>) {
+        backlog.append(&mut lock(&self.queue).ops);
+    }
+
+    /// Waits until something has been queued.
+    pub(super) async fn queued(&self) {
+        self.queued.notified().await;
+    }
+
+    pub(super) fn shown(&self) -> &str {
+        &self.options.shown
+    }
+
+    pub(super) fn reply_list(&self) -> &str {
+        &self.reply_list
+    }
+
+    pub(super) fn control_channel(&self, pattern: &str) -> String {
+        self.options.control_channel(pattern)
     }
 
     fn push(&self, op: Op) -> Result<(), Error> {
@@ -215,7 +256,7 @@ impl Inner {
         Ok(())
     }
 
-    fn fail(&self, call: u64, error: Error) {
+    pub(super) fn fail(&self, call: u64, error: Error) {
         lock(&self.calls).remove(&call);
         self.pending.complete(call, Item::Fail(error.into()));
     }
@@ -224,7 +265,9 @@ impl Inner {
     fn take_in(&self, reply: Reply) {
         let call = reply.call;
         let mut calls = lock(&self.calls);
-        let Entry::Occupied(mut entry) = calls.entry(call) else { return };
+        let Entry::Occupied(mut entry) = calls.entry(call) else {
+            return;
+        };
         let state = entry.get_mut();
         let item = match state.accept(&reply) {
             Verdict::Repeated => return,
@@ -239,7 +282,13 @@ impl Inner {
     }
 
     fn tell(&self, pattern: ByteString, call: u64, values: u32) {
-        let message = wire::Control { key: CallKey { client: self.client, call }, values };
+        let message = wire::Control {
+            key: CallKey {
+                client: self.client,
+                call,
+            },
+            values,
+        };
         if let Err(error) = self.push(Op::Control { pattern, message }) {
             tracing::debug!(%error, "a handler is not told about its caller");
         }
@@ -255,7 +304,9 @@ impl Control for Inner {
     }
 
     fn credit(&self, call: u64, values: u32) {
-        let pattern = lock(&self.calls).get(&call).map(|state| state.pattern.clone());
+        let pattern = lock(&self.calls)
+            .get(&call)
+            .map(|state| state.pattern.clone());
         if let Some(pattern) = pattern {
             self.tell(pattern, call, values);
         }
@@ -271,7 +322,8 @@ enum Verdict {
 
 impl CallState {
     fn accept(&mut self, reply: &Reply) -> Verdict {
-        if reply.attempt < self.attempt || (reply.attempt == self.attempt && reply.sequence < self.next)
+        if reply.attempt < self.attempt
+            || (reply.attempt == self.attempt && reply.sequence < self.next)
         {
             return Verdict::Repeated;
         }
@@ -290,201 +342,14 @@ impl CallState {
     }
 }
 
-/// The task that writes.
-struct Sender {
-    inner: Arc<Inner>,
-    link: Link,
-    /// Taken from the queue and not yet written.
-    backlog: VecDeque<Op>,
-}
-
-impl Sender {
-    async fn run(mut self) {
-        loop {
-            self.backlog.append(&mut lock(&self.inner.queue).ops);
-            if self.backlog.is_empty() {
-                self.inner.queued.notified().await;
-                continue;
-            }
-            if let Err(error) = self.link.connect().await {
-                self.give_up_old(&error);
-                self.link.pause(&error).await;
-                continue;
-            }
-            let batch = self.next_batch();
-            let closing = matches!(batch.last(), Some(Op::Close(_)));
-            let mut pipeline = redis::pipe();
-            for op in &batch {
-                pipeline.add_command(self.command(op));
-            }
-            match self.link.run_all(&pipeline).await {
-                Ok(answers) => {
-                    for (op, answer) in batch.into_iter().zip(answers) {
-                        self.answered(op, answer);
-                    }
-                }
-                Err(error) => {
-                    for op in batch.into_iter().rev() {
-                        self.lost(op, &error);
-                    }
-                    self.link.pause(&error).await;
-                }
-            }
-            if closing {
-                return;
-            }
-        }
-    }
-
-    /// Takes what fits into one pipeline, without what nobody waits for any more.
-    fn next_batch(&mut self) -> Vec<Op> {
-        let cancelled: HashSet<u64> = self.backlog.iter().filter_map(Op::cancels).collect();
-        let now = Instant::now();
-        let mut batch = Vec::with_capacity(self.backlog.len().min(BATCH));
-        let mut bytes = 0;
-        while batch.len() < BATCH {
-            let size = self.backlog.front().map_or(0, Op::size);
-            if bytes > 0 && bytes + size > MOST_BYTES {
-                break;
-            }
-            let Some(mut op) = self.backlog.pop_front() else { break };
-            match &mut op {
-                Op::Request { call, entry, .. } => {
-                    if cancelled.contains(call) || entry.deadline.is_some_and(|at| at <= now) {
-                        continue;
-                    }
-                    if let Some(deadline) = entry.deadline {
-                        Head::set_remaining(&mut entry.head, (deadline - now).as_millis());
-                    }
-                }
-                Op::Event { done, .. } if done.is_closed() => continue,
-                Op::Event { .. } | Op::Control { .. } => {}
-                Op::Close(_) => {}
-            }
-            bytes += size;
-            let last = matches!(op, Op::Close(_));
-            batch.push(op);
-            if last {
-                break;
-            }
-        }
-        batch
-    }
-
-    fn command(&self, op: &Op) -> Cmd {
-        match op {
-            Op::Request { entry, .. } | Op::Event { entry, .. } => {
-                let size = entry.stream.len() + entry.head.len() + entry.payload.len() + 32;
-                let mut add = Cmd::with_capacity(8, size);
-                // Where there is no stream, nobody has ever subscribed.
-                add.arg("XADD").arg(&entry.stream).arg("NOMKSTREAM").arg("*");
-                add.arg(wire::HEAD).arg(&entry.head[..]).arg(wire::PAYLOAD).arg(&entry.payload[..]);
-                add
-            }
-            Op::Control { pattern, message } => {
-                let mut publish = redis::cmd("PUBLISH");
-                publish.arg(self.inner.options.control_channel(pattern)).arg(&message.encode());
-                publish
-            }
-            Op::Close(_) => {
-                let mut delete = redis::cmd("DEL");
-                delete.arg(&self.inner.reply_list);
-                delete
-            }
-        }
-    }
-
-    fn answered(&self, op: Op, answer: Value) {
-        let answer = answer.extract_error();
-        match (op, answer) {
-            (Op::Request { call, entry, .. }, Ok(Value::Nil)) => {
-                let message = format!("nobody has ever subscribed to {}", entry.stream);
-                self.inner.fail(call, Error::new(ErrorKind::NoResponders, message));
-            }
-            (Op::Request { .. }, Ok(_)) => {}
-            (Op::Request { call, .. }, Err(error)) => self.inner.fail(call, refused(error)),
-            // Whoever dropped the other end does not want to know.
-            (Op::Event { done, .. }, Ok(_)) => drop(done.send(Ok(()))),
-            (Op::Event { done, .. }, Err(error)) => drop(done.send(Err(refused(error)))),
-            (Op::Close(done), _) => drop(done.send(())),
-            (Op::Control { .. }, Ok(_)) => {}
-            (Op::Control { .. }, Err(error)) => {
-                tracing::warn!(%error, "redis refused a control message");
-            }
-        }
-    }
-
-    /// The connection was lost with `op` on its way: it may or may not have arrived.
-    fn lost(&mut self, op: Op, error: &RedisError) {
-        match op {
-            Op::Request { call, .. } => {
-                let message = "the connection was lost while the request was sent";
-                let error = Error::new(ErrorKind::Closed, message).with_source(error.clone());
-                self.inner.fail(call, error);
-            }
-            // Twice is allowed, not at all is not; whoever waits has a deadline.
-            Op::Event { .. } => self.backlog.push_front(op),
-            Op::Close(done) => drop(done.send(())),
-            Op::Control { .. } => tracing::debug!(%error, "a control message was lost"),
-        }
-    }
-
-    /// There is no connection: what has waited long enough fails.
-    fn give_up_old(&mut self, error: &RedisError) {
-        let now = Instant::now();
-        let shown = &self.inner.options.shown;
-        let waited = |op: &Op| match op {
-            Op::Request { queued, .. } => now.saturating_duration_since(*queued) >= PATIENCE,
-            Op::Event { done, .. } => done.is_closed(),
-            Op::Control { .. } => true,
-            Op::Close(_) => false,
-        };
-        let (old, young): (VecDeque<_>, _) = self.backlog.drain(..).partition(waited);
-        self.backlog = young;
-        for op in old {
-            if let Op::Request { call, .. } = op {
-                let failed = Error::new(ErrorKind::Connect, format!("connect to {shown}"));
-                self.inner.fail(call, failed.with_source(error.clone()));
-            }
-        }
-    }
-}
-
-impl Op {
-    fn size(&self) -> usize {
-        match self {
-            Self::Request { entry, .. } | Self::Event { entry, .. } => {
-                entry.head.len() + entry.payload.len()
-            }
-            Self::Control { .. } | Self::Close(_) => 0,
-        }
-    }
-
-    /// The call that this cancels.
-    fn cancels(&self) -> Option<u64> {
-        match self {
-            Self::Control { message: wire::Control { key, values: 0 }, .. } => Some(key.call),
-            _ => None,
-        }
-    }
-}
-
-fn refused(error: RedisError) -> Error {
-    let kind = match error.code() {
-        Some("OOM") => ErrorKind::Full,
-        Some("LOADING" | "READONLY" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {
-            ErrorKind::Connect
-        }
-        Some("NOPERM" | "NOAUTH" | "WRONGTYPE") => ErrorKind::Config,
-        _ => ErrorKind::Protocol,
-    };
-    Error::new(kind, "redis refused the message").with_source(error)
-}
-
 /// The task that waits for replies.
 async fn receive(inner: Arc<Inner>, mut link: Link) {
     let mut command = redis::cmd("BLMPOP");
-    command.arg(BLOCK_SECONDS).arg(1).arg(&inner.reply_list).arg("LEFT");
+    command
+        .arg(BLOCK_SECONDS)
+        .arg(1)
+        .arg(&inner.reply_list)
+        .arg("LEFT");
     command.arg("COUNT").arg(MOST_ITEMS);
     loop {
         match link.run(&command).await {
@@ -521,14 +386,30 @@ mod tests {
     use super::*;
 
     fn reply(attempt: u8, sequence: u32, kind: ItemKind) -> Reply {
-        Reply { kind, attempt, sequence, call: 1, payload: Bytes::new() }
+        Reply {
+            kind,
+            attempt,
+            sequence,
+            call: 1,
+            payload: Bytes::new(),
+        }
     }
 
     fn check(replies: &[(u8, u32, ItemKind)], last: &Verdict) {
-        let mut state = CallState { pattern: "a.b".into(), attempt: 0, next: 0 };
-        let verdicts: Vec<_> = replies.iter().map(|&(a, s, k)| state.accept(&reply(a, s, k))).collect();
+        let mut state = CallState {
+            pattern: "a.b".into(),
+            attempt: 0,
+            next: 0,
+        };
+        let verdicts: Vec<_> = replies
+            .iter()
+            .map(|&(a, s, k)| state.accept(&reply(a, s, k)))
+            .collect();
         let (end, before) = verdicts.split_last().unwrap();
-        assert!(before.iter().all(|verdict| *verdict == Verdict::New), "{verdicts:?}");
+        assert!(
+            before.iter().all(|verdict| *verdict == Verdict::New),
+            "{verdicts:?}"
+        );
         assert_eq!(end, last);
     }
 
@@ -539,7 +420,10 @@ mod tests {
         check(&[(1, 0, Value), (1, 1, End)], &Verdict::New);
         check(&[(1, 0, Value), (1, 0, Value)], &Verdict::Repeated);
         check(&[(2, 0, Value), (1, 1, Value)], &Verdict::Repeated);
-        check(&[(1, 0, Value), (1, 2, Value)], &Verdict::Broken("values were lost on the way"));
+        check(
+            &[(1, 0, Value), (1, 2, Value)],
+            &Verdict::Broken("values were lost on the way"),
+        );
         check(&[(1, 0, Value), (1, 2, Fail)], &Verdict::New);
         let died = Verdict::Broken("the service that was answering has died");
         check(&[(1, 0, Value), (2, 0, Value)], &died);

@@ -129,8 +129,13 @@ impl Link {
             .set_response_timeout(Some(self.answer))
             .set_push_sender(receive);
         let client = redis::Client::open(self.options.info.clone())?;
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        self.id = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await?;
+        let mut connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        self.id = redis::cmd("CLIENT")
+            .arg("ID")
+            .query_async(&mut connection)
+            .await?;
         // A server that is still loading its data refuses this.
         let asked = Instant::now();
         let time = redis::cmd("TIME").query_async(&mut connection).await?;
@@ -155,7 +160,9 @@ impl Link {
     /// Runs a command; the connection is given up when it fails to answer.
     pub(super) async fn run(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.connect().await?;
-        let Some(connection) = &mut self.connection else { return Err(closed()) };
+        let Some(connection) = &mut self.connection else {
+            return Err(closed());
+        };
         let result = connection.send_packed_command(command).await;
         self.check(result)?.extract_error()
     }
@@ -166,8 +173,12 @@ impl Link {
             return Ok(Vec::new());
         }
         self.connect().await?;
-        let Some(connection) = &mut self.connection else { return Err(closed()) };
-        let result = connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let Some(connection) = &mut self.connection else {
+            return Err(closed());
+        };
+        let result = connection
+            .send_packed_commands(pipeline, 0, pipeline.len())
+            .await;
         self.check(result)
     }
 
@@ -211,7 +222,10 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { origin: Instant::now(), offset: AtomicI64::new(0) })
+        Arc::new(Self {
+            origin: Instant::now(),
+            offset: AtomicI64::new(0),
+        })
     }
 
     /// Takes in what `TIME` answered: seconds and microseconds, as text.
@@ -222,7 +236,8 @@ impl Clock {
     fn set_at(&self, (seconds, micros): (i64, i64), halfway: Instant) {
         let since = halfway.saturating_duration_since(self.origin).as_millis();
         let millis = seconds.saturating_mul(1000).saturating_add(micros / 1000);
-        self.offset.store(millis.saturating_sub(signed(since)), Ordering::Relaxed);
+        self.offset
+            .store(millis.saturating_sub(signed(since)), Ordering::Relaxed);
     }
 
     /// How long ago the broker's clock showed `millis`.

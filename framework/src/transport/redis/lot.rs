@@ -27,8 +27,15 @@ struct Slot {
 
 impl Lot {
     pub(super) fn new(entries: impl Iterator<Item = (usize, Id)>) -> Arc<Self> {
-        let slot = |(stream, id)| Slot { stream, id, open: AtomicBool::new(true) };
-        Arc::new(Self { read_at: Instant::now(), entries: entries.map(slot).collect() })
+        let slot = |(stream, id)| Slot {
+            stream,
+            id,
+            open: AtomicBool::new(true),
+        };
+        Arc::new(Self {
+            read_at: Instant::now(),
+            entries: entries.map(slot).collect(),
+        })
     }
 }
 
@@ -41,7 +48,10 @@ pub(super) struct Held {
 impl Held {
     /// The entry at `index` of the lot.
     pub(super) fn new(lot: &Arc<Lot>, index: usize) -> Self {
-        Self { lot: Arc::clone(lot), index }
+        Self {
+            lot: Arc::clone(lot),
+            index,
+        }
     }
 
     pub(super) fn stream(&self) -> usize {
@@ -55,7 +65,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.lot.entries[self.index].open.store(false, Ordering::Release);
+        self.lot.entries[self.index]
+            .open
+            .store(false, Ordering::Release);
     }
 }
 
@@ -100,7 +112,11 @@ impl Lots {
         let alive: Vec<_> = lots.iter().filter_map(Weak::upgrade).collect();
         drop(lots);
         for lot in alive {
-            for slot in lot.entries.iter().filter(|slot| slot.open.load(Ordering::Acquire)) {
+            for slot in lot
+                .entries
+                .iter()
+                .filter(|slot| slot.open.load(Ordering::Acquire))
+            {
                 see(&lot, slot);
             }
         }
@@ -113,7 +129,10 @@ mod tests {
 
     #[test]
     fn an_entry_is_held_until_it_is_settled() {
-        let id = |millis| Id { millis, sequence: 0 };
+        let id = |millis| Id {
+            millis,
+            sequence: 0,
+        };
         let lots = Lots::default();
         let lot = Lot::new([(0, id(1)), (1, id(2))].into_iter());
         lots.add(&lot);

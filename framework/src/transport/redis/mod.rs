@@ -7,6 +7,7 @@ mod link;
 mod lot;
 mod reader;
 mod responder;
+mod sender;
 mod server;
 mod wire;
 mod writer;
@@ -19,7 +20,9 @@ use redis::{
 };
 
 use self::{client::RedisClient, server::RedisServer};
-use super::{Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport};
+use super::{
+    Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport,
+};
 use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
@@ -27,7 +30,8 @@ pub(super) const SCHEME: Scheme = Scheme {
     options: &["claim_idle", "max_payload", "prefix", "wire"],
     server: |address| {
         Box::pin(async move {
-            let server: Arc<dyn ServerTransport> = Arc::new(RedisServer::new(Options::new(&address)?));
+            let server: Arc<dyn ServerTransport> =
+                Arc::new(RedisServer::new(Options::new(&address)?));
             Ok(server)
         })
     },
@@ -77,10 +81,13 @@ impl Options {
         let name = name.trim_start_matches('[').trim_end_matches(']');
         let database = match address.path() {
             "" => 0,
-            path => path.parse().map_err(|_| config("the path is not the number of a database"))?,
+            path => path
+                .parse()
+                .map_err(|_| config("the path is not the number of a database"))?,
         };
-        let mut settings =
-            RedisConnectionInfo::default().set_db(database).set_protocol(ProtocolVersion::RESP3);
+        let mut settings = RedisConnectionInfo::default()
+            .set_db(database)
+            .set_protocol(ProtocolVersion::RESP3);
         if let Some(user) = address.user().filter(|user| !user.is_empty()) {
             settings = settings.set_username(user);
         }
@@ -151,19 +158,37 @@ mod tests {
     #[test]
     fn a_url_names_host_database_credentials_and_limits() {
         let options = options("redis://ada:p%40ss@[::1]/3?claim_idle=500&prefix=test").unwrap();
-        assert_eq!(*options.info.addr(), ConnectionAddr::Tcp("::1".to_owned(), 6379));
+        assert_eq!(
+            *options.info.addr(),
+            ConnectionAddr::Tcp("::1".to_owned(), 6379)
+        );
         let settings = options.info.redis_settings();
         assert_eq!(settings.db(), 3);
-        assert_eq!((settings.username(), settings.password()), (Some("ada"), Some("p@ss")));
+        assert_eq!(
+            (settings.username(), settings.password()),
+            (Some("ada"), Some("p@ss"))
+        );
         assert_eq!(options.claim_idle, Duration::from_millis(500));
-        assert_eq!(options.event_stream("order.placed.late"), "test:events:order");
+        assert_eq!(
+            options.event_stream("order.placed.late"),
+            "test:events:order"
+        );
         assert_eq!(options.message_stream("user.get"), "test:message:user.get");
     }
 
     #[test]
     fn a_url_that_makes_no_sense_is_refused() {
-        for url in ["redis://a,b", "redis://a/x", "redis://a?wire=nest", "redis://a?claim_idle=1"] {
-            assert_eq!(options(url).err().unwrap().kind(), ErrorKind::Config, "{url}");
+        for url in [
+            "redis://a,b",
+            "redis://a/x",
+            "redis://a?wire=nest",
+            "redis://a?claim_idle=1",
+        ] {
+            assert_eq!(
+                options(url).err().unwrap().kind(),
+                ErrorKind::Config,
+                "{url}"
+            );
         }
     }
 }

@@ -36,8 +36,9 @@ pub(super) struct Reader {
     link: Link,
     /// When to look for entries of the dead next.
     claim_at: Instant,
-    /// Whether what an earlier process of this name left behind has been taken.
-    resumed: bool,
+    /// Where, in each stream, to look next for what an earlier process of our name left behind;
+    /// empty when all of it has been taken.
+    resume: Vec<String>,
     /// Redis has lost our groups.
     missing: bool,
 }
@@ -45,7 +46,14 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, link: Link) -> Self {
         let claim_at = Instant::now() + claim_interval(shared.options.claim_idle);
-        Self { shared, link, claim_at, resumed: false, missing: false }
+        let resume = vec!["-".to_owned(); shared.streams.len()];
+        Self {
+            shared,
+            link,
+            claim_at,
+            resume,
+            missing: false,
+        }
     }
 
     /// Connects and makes the groups that are not there yet.
@@ -62,7 +70,11 @@ impl Reader {
     async fn create_groups(&mut self, lost: bool) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
         for stream in &self.shared.streams {
-            let from = if stream.messages.is_some() || lost { "0" } else { "$" };
+            let from = if stream.messages.is_some() || lost {
+                "0"
+            } else {
+                "$"
+            };
             let create = pipeline.cmd("XGROUP").arg("CREATE").arg(&stream.key);
             create.arg(&self.shared.service).arg(from).arg("MKSTREAM");
         }
@@ -98,10 +110,8 @@ impl Reader {
             self.missing = false;
         }
         if self.shared.redelivers {
-            let claimed = if !self.resumed {
-                let left_behind = self.take_over(room, Whose::Ours).await?;
-                self.resumed = left_behind.is_empty();
-                left_behind
+            let claimed = if !self.resume.is_empty() {
+                self.take_over(room, Whose::Ours).await?
             } else if Instant::now() >= self.claim_at {
                 self.claim_at = Instant::now() + claim_interval(self.shared.options.claim_idle);
                 self.take_over(room, Whose::TheDeads).await?
@@ -122,8 +132,15 @@ impl Reader {
         let mut all = Vec::new();
         for (key, entries) in wire::streams(answer) {
             let known = |stream: &super::server::StreamOf| stream.key.as_bytes() == key;
-            let Some(stream) = self.shared.streams.iter().position(known) else { continue };
-            let got = |wire::Entry { id, fields }| Got { stream, id, attempt: 1, fields };
+            let Some(stream) = self.shared.streams.iter().position(known) else {
+                continue;
+            };
+            let got = |wire::Entry { id, fields }| Got {
+                stream,
+                id,
+                attempt: 1,
+                fields,
+            };
             all.extend(entries.into_iter().map(got));
         }
         Ok(all)
@@ -134,13 +151,23 @@ impl Reader {
         // Redis counts for each stream by itself.
         let count = room.div_ceil(streams.len()).max(LEAST).min(room).max(1);
         let block = match self.shared.redelivers {
-            true => self.claim_at.saturating_duration_since(Instant::now()).min(BLOCK),
+            true => self
+                .claim_at
+                .saturating_duration_since(Instant::now())
+                .min(BLOCK),
             false => BLOCK,
         };
         let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(&self.shared.service).arg(&self.shared.instance);
+        command
+            .arg("GROUP")
+            .arg(&self.shared.service)
+            .arg(&self.shared.instance);
         // No time at all would mean for ever.
-        command.arg("COUNT").arg(count).arg("BLOCK").arg(block.as_millis().max(1) as u64);
+        command
+            .arg("COUNT")
+            .arg(count)
+            .arg("BLOCK")
+            .arg(block.as_millis().max(1) as u64);
         if !self.shared.redelivers {
             command.arg("NOACK");
         }
@@ -163,17 +190,26 @@ impl Reader {
             Whose::TheDeads => shared.options.claim_idle.as_millis() as u64,
         };
         let mut look = redis::pipe();
-        for stream in &shared.streams {
+        for (index, stream) in shared.streams.iter().enumerate() {
             let pending = look.cmd("XPENDING").arg(&stream.key).arg(&shared.service);
             match whose {
-                Whose::Ours => pending.arg("-").arg("+").arg(room).arg(&shared.instance),
+                Whose::Ours => pending
+                    .arg(&self.resume[index])
+                    .arg("+")
+                    .arg(room)
+                    .arg(&shared.instance),
                 Whose::TheDeads => pending.arg("IDLE").arg(idle).arg("-").arg("+").arg(room),
             };
         }
         let mut claim = redis::pipe();
         let mut claimed = Vec::new();
+        let mut resume = Vec::new();
+        let mut more = false;
         for (stream, answer) in self.link.run_all(&look).await?.into_iter().enumerate() {
             let pending: StreamPendingCountReply = from_redis_value(answer.extract_error()?)?;
+            let last = pending.ids.last().map(|pending| format!("({}", pending.id));
+            more |= last.is_some();
+            resume.push(last.unwrap_or_else(|| "+".to_owned()));
             if pending.ids.is_empty() {
                 continue;
             }
@@ -189,7 +225,11 @@ impl Reader {
                 continue;
             }
             let key = &shared.streams[stream].key;
-            let command = claim.cmd("XCLAIM").arg(key).arg(&shared.service).arg(&shared.instance);
+            let command = claim
+                .cmd("XCLAIM")
+                .arg(key)
+                .arg(&shared.service)
+                .arg(&shared.instance);
             command.arg(idle);
             for (id, _) in &deliveries {
                 command.arg(id);
@@ -197,12 +237,22 @@ impl Reader {
             claimed.push((stream, deliveries));
         }
         let mut all = Vec::new();
-        for ((stream, deliveries), answer) in claimed.into_iter().zip(self.link.run_all(&claim).await?) {
+        for ((stream, deliveries), answer) in
+            claimed.into_iter().zip(self.link.run_all(&claim).await?)
+        {
             for wire::Entry { id, fields } in wire::entries(answer.extract_error()?) {
                 let attempt = deliveries.iter().find(|(other, _)| *other == id);
                 let attempt = attempt.map_or(2, |(_, attempt)| *attempt);
-                all.push(Got { stream, id, attempt, fields });
+                all.push(Got {
+                    stream,
+                    id,
+                    attempt,
+                    fields,
+                });
             }
+        }
+        if let Whose::Ours = whose {
+            self.resume = if more { resume } else { Vec::new() };
         }
         Ok(all)
     }

@@ -43,14 +43,27 @@ impl Answer {
             ItemKind::Value | ItemKind::Last if payload.len() > limit => {
                 self.broken = true;
                 let message = format!("a reply of {} bytes is above {limit}", payload.len());
-                (ItemKind::Fail, RpcError::resource_exhausted(message).to_bytes())
+                (
+                    ItemKind::Fail,
+                    RpcError::resource_exhausted(message).to_bytes(),
+                )
             }
             kind => (kind, payload),
         };
         let CallKey { client, call } = *self.call.key();
-        let reply = Reply { kind, attempt: self.attempt, sequence: self.sequence, call, payload };
+        let reply = Reply {
+            kind,
+            attempt: self.attempt,
+            sequence: self.sequence,
+            call,
+            payload,
+        };
         self.sequence = self.sequence.wrapping_add(1);
-        self.shared.push(Op::Reply { to: self.to.clone(), client, reply });
+        self.shared.push(Op::Reply {
+            to: self.to.clone(),
+            client,
+            reply,
+        });
     }
 }
 
@@ -117,4 +130,3 @@ impl Responder for Acknowledgement {
         });
     }
 }
-

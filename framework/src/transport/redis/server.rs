@@ -29,8 +29,8 @@ use crate::{
     envelope::{Envelope, header},
     handler::BoxFuture,
     transport::{
-        Calls, Capabilities, Delivery, Error, Kind, ServerTransport, Source, Sources,
-        Subscription, pending::lock,
+        Calls, Capabilities, Delivery, Error, Kind, ServerTransport, Source, Sources, Subscription,
+        pending::lock,
     },
 };
 
@@ -62,15 +62,24 @@ impl ServerTransport for RedisServer {
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
         let options = &self.options;
         let message = |idempotent| {
-            let wanted = subscription.messages.iter().filter(move |m| m.idempotent == idempotent);
+            let wanted = subscription
+                .messages
+                .iter()
+                .filter(move |m| m.idempotent == idempotent);
             wanted.map(|message| StreamOf {
                 key: options.message_stream(&message.pattern),
                 messages: Some(message.pattern.clone()),
             })
         };
-        let producers: BTreeSet<_> =
-            subscription.events.iter().map(|event| options.event_stream(&event.pattern)).collect();
-        let events = producers.into_iter().map(|key| StreamOf { key, messages: None });
+        let producers: BTreeSet<_> = subscription
+            .events
+            .iter()
+            .map(|event| options.event_stream(&event.pattern))
+            .collect();
+        let events = producers.into_iter().map(|key| StreamOf {
+            key,
+            messages: None,
+        });
         let kept: Vec<_> = message(true).chain(events).collect();
         let at_most_once: Vec<_> = message(false).collect();
 
@@ -133,7 +142,11 @@ impl Shared {
             clock: Clock::new(),
             stopping: AtomicBool::new(false),
             reading: AtomicI64::new(0),
-            events: subscription.events.iter().map(|event| event.pattern.clone()).collect(),
+            events: subscription
+                .events
+                .iter()
+                .map(|event| event.pattern.clone())
+                .collect(),
             calls: Calls::new(),
             ops: Mutex::default(),
             waker: AtomicWaker::new(),
@@ -202,10 +215,20 @@ struct RedisSource {
 
 impl RedisSource {
     async fn open(shared: Arc<Shared>) -> Result<Self, Error> {
-        let link = || Link::new(Arc::clone(&shared.options), Arc::clone(&shared.clock), ANSWER);
-        let patterns = shared.streams.iter().filter_map(|stream| stream.messages.as_ref());
-        let channels: Vec<_> =
-            patterns.map(|pattern| shared.options.control_channel(pattern)).collect();
+        let link = || {
+            Link::new(
+                Arc::clone(&shared.options),
+                Arc::clone(&shared.clock),
+                ANSWER,
+            )
+        };
+        let patterns = shared
+            .streams
+            .iter()
+            .filter_map(|stream| stream.messages.as_ref());
+        let channels: Vec<_> = patterns
+            .map(|pattern| shared.options.control_channel(pattern))
+            .collect();
         let listener = Arc::downgrade(&shared);
         let mut writing = link().listening(channels, move |push| {
             if let Some(shared) = listener.upgrade() {
@@ -245,7 +268,9 @@ impl RedisSource {
                         let next = Instant::now() + Writer::tick(&self.shared.options);
                         self.tick.as_mut().reset(next);
                     }
-                    let Some(mut writer) = writer.take() else { return };
+                    let Some(mut writer) = writer.take() else {
+                        return;
+                    };
                     self.write = Work::Busy(Box::pin(async move {
                         writer.write(ops, due).await;
                         (writer, ())
@@ -270,7 +295,9 @@ impl RedisSource {
                     if room == 0 || self.stop.is_some() {
                         return;
                     }
-                    let Some(mut reader) = reader.take() else { return };
+                    let Some(mut reader) = reader.take() else {
+                        return;
+                    };
                     self.read = Work::Busy(Box::pin(async move {
                         let got = reader.next(room).await;
                         (reader, got)
@@ -304,14 +331,19 @@ impl RedisSource {
         let shared = Arc::clone(&self.shared);
         let stream = &self.shared.streams[got.stream];
         // Everything in these streams is native: NestJS applications use Pub/Sub.
-        let Some((head, payload)) =
-            got.fields.and_then(|(head, payload)| Some((Head::decode(head)?, payload)))
+        let Some((head, payload)) = got
+            .fields
+            .and_then(|(head, payload)| Some((Head::decode(head)?, payload)))
         else {
             tracing::warn!(stream = stream.key, id = %got.id, "an entry that is not native is dropped");
             return Err(held);
         };
-        let mut envelope =
-            Envelope { pattern: head.pattern, headers: head.headers, payload, deadline: None };
+        let mut envelope = Envelope {
+            pattern: head.pattern,
+            headers: head.headers,
+            payload,
+            deadline: None,
+        };
         let Some(pattern) = &stream.messages else {
             if !self.shared.events.contains(&envelope.pattern) {
                 return Err(held);
@@ -389,24 +421,31 @@ impl Source for RedisSource {
         self.stop = Some(Box::pin(sleep(LAST_READ)));
         self.shared.stopping.store(true, Ordering::Release);
         if let Work::Busy(_) = self.read {
-            self.shared.push(Op::Unblock(self.shared.reading.load(Ordering::Acquire)));
+            self.shared
+                .push(Op::Unblock(self.shared.reading.load(Ordering::Acquire)));
         }
     }
 
     fn poll_close(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        let close = self.close.get_or_insert_with(|| Box::pin(sleep(LAST_WRITES)));
+        let close = self
+            .close
+            .get_or_insert_with(|| Box::pin(sleep(LAST_WRITES)));
         if close.as_mut().poll(cx).is_ready() {
             tracing::warn!("the last acknowledgements could not be written in time");
             return Poll::Ready(());
         }
         loop {
             self.poll_write(cx);
-            let Work::Idle(writer) = &mut self.write else { return Poll::Pending };
+            let Work::Idle(writer) = &mut self.write else {
+                return Poll::Pending;
+            };
             if self.left {
                 return Poll::Ready(());
             }
             self.left = true;
-            let Some(mut writer) = writer.take() else { return Poll::Ready(()) };
+            let Some(mut writer) = writer.take() else {
+                return Poll::Ready(());
+            };
             self.write = Work::Busy(Box::pin(async move {
                 writer.leave().await;
                 (writer, ())

@@ -30,14 +30,20 @@ pub(super) struct Id {
 impl Id {
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let (millis, sequence) = std::str::from_utf8(text).ok()?.split_once('-')?;
-        Some(Self { millis: millis.parse().ok()?, sequence: sequence.parse().ok()? })
+        Some(Self {
+            millis: millis.parse().ok()?,
+            sequence: sequence.parse().ok()?,
+        })
     }
 
     /// The smallest id above it.
     pub(super) fn next(self) -> Self {
         match self.sequence.checked_add(1) {
             Some(sequence) => Self { sequence, ..self },
-            None => Self { millis: self.millis.saturating_add(1), sequence: 0 },
+            None => Self {
+                millis: self.millis.saturating_add(1),
+                sequence: 0,
+            },
         }
     }
 }
@@ -77,7 +83,10 @@ impl Head {
     /// The head of `envelope`, still without the remaining time.
     pub(super) fn encode(envelope: &Envelope, key: CallKey, reply: &[u8]) -> Vec<u8> {
         let headers = &envelope.headers;
-        let texts: usize = headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
+        let texts: usize = headers
+            .iter()
+            .map(|(name, value)| 8 + name.len() + value.len())
+            .sum();
         let mut out = Vec::with_capacity(31 + reply.len() + envelope.pattern.len() + texts);
         out.put_u8(VERSION);
         out.put_u32(u32::MAX);
@@ -95,7 +104,9 @@ impl Head {
 
     /// Fills in the remaining time, which is known when the entry is written.
     pub(super) fn set_remaining(head: &mut [u8], millis: u128) {
-        let millis = u32::try_from(millis).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
+        let millis = u32::try_from(millis)
+            .unwrap_or(u32::MAX - 1)
+            .min(u32::MAX - 1);
         if let Some(place) = head.get_mut(1..5) {
             place.copy_from_slice(&millis.to_be_bytes());
         }
@@ -118,7 +129,13 @@ impl Head {
             headers.insert(name, value);
         }
         let remaining = (remaining != u32::MAX).then_some(remaining);
-        Some(Self { remaining, key: CallKey { client, call }, reply, pattern, headers })
+        Some(Self {
+            remaining,
+            key: CallKey { client, call },
+            reply,
+            pattern,
+            headers,
+        })
     }
 }
 
@@ -176,7 +193,13 @@ impl Reply {
         let attempt = bytes.get_u8();
         let sequence = bytes.get_u32();
         let call = bytes.get_u64();
-        Some(Self { kind, attempt, sequence, call, payload: bytes })
+        Some(Self {
+            kind,
+            attempt,
+            sequence,
+            call,
+            payload: bytes,
+        })
     }
 
     pub(super) fn into_item(self) -> Item {
@@ -198,7 +221,9 @@ impl ToRedisArgs for Reply {
         fixed[2..6].copy_from_slice(&self.sequence.to_be_bytes());
         fixed[6..].copy_from_slice(&self.call.to_be_bytes());
         let mut writer = out.writer_for_next_arg();
-        let written = writer.write_all(&fixed).and_then(|()| writer.write_all(&self.payload));
+        let written = writer
+            .write_all(&fixed)
+            .and_then(|()| writer.write_all(&self.payload));
         debug_assert!(written.is_ok(), "a command's buffer takes everything");
     }
 }
@@ -224,8 +249,14 @@ impl Control {
         if bytes.len() != 20 {
             return None;
         }
-        let key = CallKey { client: bytes.get_u64(), call: bytes.get_u64() };
-        Some(Self { key, values: bytes.get_u32() })
+        let key = CallKey {
+            client: bytes.get_u64(),
+            call: bytes.get_u64(),
+        };
+        Some(Self {
+            key,
+            values: bytes.get_u32(),
+        })
     }
 }
 
@@ -243,22 +274,31 @@ pub(super) fn streams(value: Value) -> Vec<(Vec<u8>, Vec<Entry>)> {
         Value::Array(streams) => streams.into_iter().filter_map(pair).collect(),
         _ => Vec::new(),
     };
-    let named = pairs.into_iter().filter_map(|(name, list)| Some((text(name)?, entries(list))));
+    let named = pairs
+        .into_iter()
+        .filter_map(|(name, list)| Some((text(name)?, entries(list))));
     named.collect()
 }
 
 /// Takes apart a list of entries, as `XCLAIM` returns it.
 pub(super) fn entries(value: Value) -> Vec<Entry> {
-    let Value::Array(list) = value else { return Vec::new() };
+    let Value::Array(list) = value else {
+        return Vec::new();
+    };
     let entry = |value| {
         let (id, fields) = pair(value)?;
-        Some(Entry { id: Id::parse(&text(id)?)?, fields: fields_of(fields) })
+        Some(Entry {
+            id: Id::parse(&text(id)?)?,
+            fields: fields_of(fields),
+        })
     };
     list.into_iter().filter_map(entry).collect()
 }
 
 fn fields_of(value: Value) -> Option<(Bytes, Bytes)> {
-    let Value::Array(list) = value else { return None };
+    let Value::Array(list) = value else {
+        return None;
+    };
     let mut list = list.into_iter();
     let (mut head, mut payload) = (None, None);
     while let (Some(name), Some(value)) = (list.next(), list.next()) {
@@ -272,7 +312,9 @@ fn fields_of(value: Value) -> Option<(Bytes, Bytes)> {
 }
 
 fn pair(value: Value) -> Option<(Value, Value)> {
-    let Value::Array(list) = value else { return None };
+    let Value::Array(list) = value else {
+        return None;
+    };
     let mut list = list.into_iter();
     Some((list.next()?, list.next()?))
 }
@@ -297,14 +339,20 @@ mod tests {
 
     #[test]
     fn a_head_survives_the_wire() {
-        let key = CallKey { client: 7, call: u64::MAX };
+        let key = CallKey {
+            client: 7,
+            call: u64::MAX,
+        };
         let mut bytes = Head::encode(&envelope(), key, b"replies");
         assert_eq!(Head::decode(bytes.clone().into()).unwrap().remaining, None);
         Head::set_remaining(&mut bytes, 1500);
         let head = Head::decode(bytes.into()).unwrap();
         assert_eq!(head.remaining, Some(1500));
         assert_eq!(head.key, key);
-        assert_eq!((&*head.reply, &*head.pattern), (&b"replies"[..], "user.get"));
+        assert_eq!(
+            (&*head.reply, &*head.pattern),
+            (&b"replies"[..], "user.get")
+        );
         assert_eq!(head.headers, envelope().headers);
     }
 
@@ -312,7 +360,11 @@ mod tests {
     fn a_head_that_is_cut_off_or_forged_is_nothing() {
         let bytes = Head::encode(&envelope(), CallKey::default(), b"");
         for length in 0..bytes.len() {
-            assert_eq!(Head::decode(Bytes::copy_from_slice(&bytes[..length])), None, "{length}");
+            assert_eq!(
+                Head::decode(Bytes::copy_from_slice(&bytes[..length])),
+                None,
+                "{length}"
+            );
         }
         for place in 0..bytes.len() {
             let mut forged = bytes.clone();
@@ -324,8 +376,13 @@ mod tests {
     #[test]
     fn a_reply_survives_the_wire() {
         let payload = Bytes::from_static(b"x");
-        let reply =
-            Reply { kind: ItemKind::Value, attempt: 2, sequence: 3, call: 1 << 40, payload };
+        let reply = Reply {
+            kind: ItemKind::Value,
+            attempt: 2,
+            sequence: 3,
+            call: 1 << 40,
+            payload,
+        };
         let bytes = Bytes::from(reply.to_redis_args().remove(0));
         let read = Reply::decode(bytes.clone()).unwrap();
         assert_eq!((read.attempt, read.sequence, read.call), (2, 3, 1 << 40));
@@ -335,7 +392,10 @@ mod tests {
 
     #[test]
     fn control_survives_the_wire() {
-        let control = Control { key: CallKey { client: 1, call: 2 }, values: 32 };
+        let control = Control {
+            key: CallKey { client: 1, call: 2 },
+            values: 32,
+        };
         assert_eq!(Control::decode(&control.encode()), Some(control));
         assert_eq!(Control::decode(b"short"), None);
     }

@@ -29,7 +29,11 @@ const TRIM_SECONDS: std::ops::Range<u64> = 10..15;
 /// Something to write.
 pub(super) enum Op {
     /// An item for the list `to` of `client`.
-    Reply { to: Bytes, client: u64, reply: Reply },
+    Reply {
+        to: Bytes,
+        client: u64,
+        reply: Reply,
+    },
     /// The entry is done with.
     Settle(Held),
     /// The entry goes back to the group.
@@ -57,7 +61,12 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, link: Link) -> Self {
-        Self { shared, link, later: Vec::new(), trim_at: next_trim() }
+        Self {
+            shared,
+            link,
+            later: Vec::new(),
+            trim_at: next_trim(),
+        }
     }
 
     /// How often [`write`](Self::write) is to be called with `tick`.
@@ -88,7 +97,9 @@ impl Writer {
             for (_, held) in self.later.extract_if(.., |(at, _)| *at <= now) {
                 batch.give_back(held, longest);
             }
-            let before = now.checked_sub(Self::tick(&self.shared.options)).unwrap_or(now);
+            let before = now
+                .checked_sub(Self::tick(&self.shared.options))
+                .unwrap_or(now);
             batch.renew(before);
         }
         let mut pipeline = batch.finish();
@@ -170,7 +181,12 @@ impl Writer {
                 needed = Some(needed.map_or(oldest, |needed| needed.min(oldest)));
             }
             if let Some(needed) = needed {
-                let command = trim.cmd("XTRIM").arg(&stream.key).arg("MINID").arg("~").arg(needed);
+                let command = trim
+                    .cmd("XTRIM")
+                    .arg(&stream.key)
+                    .arg("MINID")
+                    .arg("~")
+                    .arg(needed);
                 command.arg("LIMIT").arg(0);
             }
         }
@@ -197,7 +213,12 @@ impl Writer {
     }
 
     async fn sign_off(&mut self) -> RedisResult<()> {
-        let Shared { streams, service, instance, .. } = &*self.shared;
+        let Shared {
+            streams,
+            service,
+            instance,
+            ..
+        } = &*self.shared;
         let mut look = redis::pipe();
         for stream in streams {
             let pending = look.cmd("XPENDING").arg(&stream.key).arg(service);
@@ -212,7 +233,7 @@ impl Writer {
             }
         }
         self.link.run_all(&leave).await?;
-        Ok(())
+        self.trim().await
     }
 }
 
@@ -265,7 +286,12 @@ impl Batch {
     }
 
     fn settle(&mut self, held: Held) {
-        let Shared { streams, service, redelivers, .. } = &*self.shared;
+        let Shared {
+            streams,
+            service,
+            redelivers,
+            ..
+        } = &*self.shared;
         let stream = &streams[held.stream()];
         if *redelivers {
             let acknowledge = self.acknowledge[held.stream()].get_or_insert_with(|| {
@@ -290,7 +316,11 @@ impl Batch {
     fn give_back(&mut self, held: Held, after: Duration) {
         let idle = self.shared.options.claim_idle.saturating_sub(after);
         let mut command = self.claim(held.stream());
-        command.arg(held.id()).arg("IDLE").arg(idle.as_millis() as u64).arg("JUSTID");
+        command
+            .arg(held.id())
+            .arg("IDLE")
+            .arg(idle.as_millis() as u64)
+            .arg("JUSTID");
         self.others.push(command);
         self.held.push(held);
     }
@@ -298,7 +328,11 @@ impl Batch {
     /// What has been in work since `before` or longer does not count as idle.
     fn renew(&mut self, before: Instant) {
         let older = self.shared.lots.older(before, self.shared.streams.len());
-        for (stream, ids) in older.into_iter().enumerate().filter(|(_, ids)| !ids.is_empty()) {
+        for (stream, ids) in older
+            .into_iter()
+            .enumerate()
+            .filter(|(_, ids)| !ids.is_empty())
+        {
             let mut command = self.claim(stream);
             for id in ids {
                 command.arg(id);
@@ -309,9 +343,18 @@ impl Batch {
     }
 
     fn claim(&self, stream: usize) -> Cmd {
-        let Shared { streams, service, instance, .. } = &*self.shared;
+        let Shared {
+            streams,
+            service,
+            instance,
+            ..
+        } = &*self.shared;
         let mut command = redis::cmd("XCLAIM");
-        command.arg(&streams[stream].key).arg(service).arg(instance).arg(0);
+        command
+            .arg(&streams[stream].key)
+            .arg(service)
+            .arg(instance)
+            .arg(0);
         command
     }
 

@@ -27,7 +27,9 @@ pub(super) struct Arrived {
 impl Arrived {
     /// What it is counted for among what is read ahead.
     pub(super) fn size(&self) -> usize {
-        ENVELOPE + self.envelope.payload.len()
+        let headers = self.envelope.headers.iter();
+        let texts: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
+        ENVELOPE + texts + self.envelope.payload.len()
     }
 
     /// Whether nobody waits for it any more.

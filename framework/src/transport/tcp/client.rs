@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -87,12 +88,19 @@ impl TcpClient {
             if length > link.max_payload() {
                 return Err(Error::too_large(length, link.max_payload()));
             }
-            let push = poll_fn(|cx| {
+            let mut push = pin!(poll_fn(|cx| {
                 link.outbox()
                     .poll_push(cx, |out| write(link, out, Instant::now()))
-            });
-            let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
-            match timeout_at(until, push).await {
+            }));
+            // Mostly there is room, and no timer is needed.
+            let pushed = match push.as_mut().now_or_never() {
+                Some(pushed) => Ok(pushed),
+                None => {
+                    let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+                    timeout_at(until, push).await
+                }
+            };
+            match pushed {
                 Ok(Ok(sent)) => return Ok(sent),
                 Ok(Err(Refused::Draining | Refused::Closed)) => {}
                 Err(_) if deadline.is_some() => return Err(late(link.host())),
@@ -110,6 +118,11 @@ impl TcpClient {
 
     /// A connection to one of the peers: made now, if need be.
     async fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, Error> {
+        if let [only] = &self.peers[..]
+            && let Some(connection) = only.connected()
+        {
+            return Ok(connection);
+        }
         let mut failure = None;
         for _ in 0..self.peers.len() {
             if self.closed.load(Ordering::Relaxed) {

@@ -28,10 +28,14 @@ use super::{
     input::Input,
     outbox::{Outbox, Outgoing},
 };
-use crate::transport::{Calls, Delivery, Source};
+use crate::{
+    error::RpcError,
+    transport::{Calls, Delivery, Item, Source},
+};
 
 /// How much may be read ahead of the handlers, so that control frames behind it are seen.
 const AHEAD: usize = 1024;
+const LEAST_AHEAD: usize = 64;
 const AHEAD_BYTES: usize = 1024 * 1024;
 /// How long a client has for saying that it sends no more, when we drain.
 const GRACE: Duration = Duration::from_secs(1);
@@ -54,7 +58,7 @@ impl Shared {
         Self {
             max_frame: settings.max_frame,
             max_payload: settings.max_payload(),
-            ahead: max_in_flight.clamp(1, AHEAD),
+            ahead: max_in_flight.clamp(LEAST_AHEAD, AHEAD),
             foreigner_seen: AtomicBool::new(false),
         }
     }
@@ -81,6 +85,11 @@ pub(super) struct Connection {
     max_reply: usize,
     ahead: VecDeque<Arrived>,
     ahead_bytes: usize,
+    /// Something of it was handed out since the last tick.
+    moved: bool,
+    /// Requests that find no room ahead are refused, instead of waiting where a cancel or credit
+    /// frame behind them cannot be seen.
+    shedding: bool,
     alive: Alive,
     /// Writing waits for the next poll, so that handlers that finish together are written together.
     deferred: bool,
@@ -116,6 +125,8 @@ impl Connection {
             max_reply: shared.max_payload,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
+            moved: false,
+            shedding: false,
             alive: Alive::new(),
             deferred: false,
             draining: None,
@@ -161,6 +172,10 @@ impl Connection {
         self.ahead.len() < self.shared.ahead && self.ahead_bytes < AHEAD_BYTES
     }
 
+    fn may_read_ahead(&self) -> bool {
+        self.has_room_ahead() || (self.shedding && !self.outbox.is_full())
+    }
+
     /// Hands out what was read ahead.
     fn hand_out(&mut self, deliveries: &mut Deliveries<'_>) {
         while deliveries.have_room() {
@@ -168,6 +183,7 @@ impl Connection {
                 return;
             };
             self.ahead_bytes -= arrived.size();
+            (self.moved, self.shedding) = (true, false);
             // Nobody waits for it and nothing has been done for it.
             if !arrived.is_cancelled() {
                 deliveries.push(arrived.into_delivery(&self.outbox, self.max_reply));
@@ -182,7 +198,7 @@ impl Connection {
         now: Instant,
         deliveries: &mut Deliveries<'_>,
     ) {
-        while deliveries.have_room() || (deliveries.room == 0 && self.has_room_ahead()) {
+        while deliveries.have_room() || (deliveries.room == 0 && self.may_read_ahead()) {
             match self.take(now) {
                 Ok(Some(frame)) => {
                     self.alive.whole();
@@ -227,17 +243,24 @@ impl Connection {
             Wire::Unknown => match self.input.first() {
                 None => Ok(None),
                 Some(first) if first == frame::MAGIC[0] => self.greet(now),
-                Some(_) => Err(self.foreign()),
+                Some(_) => {
+                    self.refuse_foreigner();
+                    Ok(None)
+                }
             },
         }
     }
 
     /// The other end does not speak the native wire: here NestJS is told from noise.
-    fn foreign(&self) -> Violation {
+    fn refuse_foreigner(&mut self) {
+        let peer = self.peer;
         if self.shared.foreigner_seen.swap(true, Ordering::Relaxed) {
-            return Violation("not the native wire");
+            tracing::debug!(%peer, "closing TCP connection: it does not speak the native wire");
+        } else {
+            tracing::warn!(%peer, "closing TCP connection: it does not speak the native wire, the only one here");
         }
-        Violation("not the native wire, which is the only one spoken here")
+        self.input.clear();
+        self.hang_up();
     }
 
     fn greet(&mut self, now: Instant) -> Result<Option<Frame>, Violation> {
@@ -291,10 +314,20 @@ impl Connection {
     fn deliver(&mut self, arrived: Arrived, deliveries: &mut Deliveries<'_>) {
         if deliveries.have_room() {
             deliveries.push(arrived.into_delivery(&self.outbox, self.max_reply));
-        } else {
+        } else if self.has_room_ahead() {
             self.ahead_bytes += arrived.size();
             self.ahead.push_back(arrived);
+        } else {
+            self.shed(arrived);
         }
+    }
+
+    fn shed(&self, arrived: Arrived) {
+        let Some(call) = arrived.call else {
+            return tracing::warn!(peer = %self.peer, "event lost: the service is too busy");
+        };
+        let busy = Item::Fail(RpcError::resource_exhausted("the service is too busy"));
+        self.outbox.push(|out| out.reply(*call.key(), &busy));
     }
 
     /// Looks at the clock, now and then.
@@ -303,25 +336,34 @@ impl Connection {
             return;
         }
         while let Poll::Ready(now) = self.alive.poll_tick(cx) {
-            if !self.has_room_ahead() {
-                // It is we who do not listen.
-                self.alive.heard(now);
-                self.alive.whole();
+            self.tick(now);
+            if self.shedding {
+                cx.waker().wake_by_ref();
             }
-            let state = Now {
-                busy: !self.calls.is_empty(),
-                open: matches!(self.wire, Wire::Native),
-                partial: self.input.len(),
-                unwritten: self.writing.len(),
-            };
-            match self.alive.judge(now, &state) {
-                Sign::Quiet => {}
-                Sign::Ping => self.outbox.push(Outgoing::ping),
-                Sign::Dead(reason) => return self.give_up(&reason),
-            }
-            self.input.shrink();
-            self.outbox.shrink(&mut self.writing);
         }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if !self.has_room_ahead() {
+            // It is we who do not listen.
+            self.alive.heard(now);
+            self.alive.whole();
+            self.shedding = !self.moved && !self.outbox.is_full();
+        }
+        self.moved = false;
+        let state = Now {
+            busy: !self.calls.is_empty(),
+            open: matches!(self.wire, Wire::Native),
+            partial: self.input.len(),
+            unwritten: self.writing.len(),
+        };
+        match self.alive.judge(now, &state) {
+            Sign::Quiet => {}
+            Sign::Ping => self.outbox.push(Outgoing::ping),
+            Sign::Dead(reason) => return self.give_up(&reason),
+        }
+        self.input.shrink();
+        self.outbox.shrink(&mut self.writing);
     }
 
     /// Whether nothing will come any more.
@@ -439,5 +481,121 @@ impl Source for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.hang_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{
+        envelope::Envelope,
+        transport::{Expect, Kind},
+    };
+
+    /// A connection with room for 64 envelopes ahead, and its client, which has been greeted.
+    async fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = Settings {
+            hosts: vec![address.to_string()],
+            max_frame: 1 << 20,
+        };
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (socket, peer) = listener.accept().await.unwrap();
+        let mut server = Connection::new(socket, peer, Arc::new(Shared::new(&settings, 1)));
+        client.write_all(&frame::preface(1 << 20)).await.unwrap();
+        let mut preface = [0; frame::PREFACE];
+        let greeted = async { client.read_exact(&mut preface).await.unwrap() };
+        alongside(&mut server, 0, greeted).await;
+        (server, client)
+    }
+
+    /// Polls the source, as its task would, until `other` is done.
+    async fn alongside<T>(
+        server: &mut Connection,
+        room: usize,
+        other: impl Future<Output = T>,
+    ) -> (T, Vec<Delivery>) {
+        let mut other = std::pin::pin!(other);
+        let mut batch = Vec::new();
+        let result = poll_fn(|cx| {
+            while server.poll_deliveries(cx, room, &mut batch).is_ready() {}
+            other.as_mut().poll(cx)
+        });
+        (result.await, batch)
+    }
+
+    fn requests(calls: std::ops::Range<u64>) -> Vec<u8> {
+        let mut out = Outgoing::default();
+        for call in calls {
+            out.request(
+                call,
+                Expect::Single,
+                &Envelope::new("p", ""),
+                Instant::now(),
+            );
+        }
+        out.to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_cancel_behind_too_many_requests_is_seen_in_the_end() {
+        let (mut server, mut client) = pair().await;
+        let mut cancel = Outgoing::default();
+        cancel.cancel(0);
+        let bytes = [requests(0..100), cancel.to_vec()].concat();
+        let written = async { client.write_all(&bytes).await.unwrap() };
+        alongside(&mut server, 0, written).await;
+        assert_eq!(server.ahead.len(), 64);
+        server.tick(Instant::now());
+        let refused = async {
+            let mut calls = Vec::new();
+            for _ in 64..100 {
+                let length = client.read_u32_le().await.unwrap();
+                let mut body = vec![0; length as usize];
+                client.read_exact(&mut body).await.unwrap();
+                calls.push(u64::from(body[1]));
+            }
+            calls
+        };
+        let (refused, _) = alongside(&mut server, 0, refused).await;
+        assert_eq!(refused, (64..100).collect::<Vec<_>>());
+        let (_, batch) = alongside(&mut server, 64, std::future::ready(())).await;
+        assert_eq!(batch.len(), 63, "the cancelled one is not handed out");
+        assert!(!server.shedding);
+        drop(batch);
+        assert!(server.calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_outlives_the_connection_if_it_is_an_event() {
+        let (mut server, mut client) = pair().await;
+        let mut out = Outgoing::default();
+        for _ in 0..100 {
+            out.event(&Envelope::new("e", ""), Instant::now());
+        }
+        let bytes = [requests(0..10), out.to_vec()].concat();
+        let written = async { client.write_all(&bytes).await.unwrap() };
+        alongside(&mut server, 0, written).await;
+        drop(client);
+        let mut batch = Vec::new();
+        while poll_fn(|cx| server.poll_deliveries(cx, 7, &mut batch))
+            .await
+            .is_some()
+        {}
+        assert_eq!(
+            batch
+                .iter()
+                .filter(|delivery| delivery.kind == Kind::Event)
+                .count(),
+            100
+        );
     }
 }

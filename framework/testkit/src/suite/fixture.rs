@@ -238,6 +238,6 @@ fn joined(servers: &[&Running]) -> String {
 }
 
 /// Answers with what it was sent.
-pub async fn echo<T: Send>(Payload(value): Payload<T>) -> Result<T, RpcError> {
+pub(super) async fn echo<T: Send>(Payload(value): Payload<T>) -> Result<T, RpcError> {
     Ok(value)
 }

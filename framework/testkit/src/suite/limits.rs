@@ -53,8 +53,8 @@ pub async fn an_oversize_reply_is_an_error_and_the_next_one_passes(stage: Stage)
     let client = stage.client(&[&server]).await;
 
     let limit = stage.capabilities().max_payload;
-    let error = client.send_at::<String>(pattern, &limit).await.unwrap_err();
-    assert_eq!(error.code, Code::ResourceExhausted);
+    let reply = client.send_at::<String>(pattern, &limit).await;
+    assert_eq!(reply.map(|text| text.len()).unwrap_err().code, Code::ResourceExhausted);
     assert_eq!(client.send_at::<String>(pattern, &5).await.as_deref(), Ok("xxxxx"));
 }
 
@@ -72,8 +72,8 @@ pub async fn an_oversize_value_ends_its_stream(stage: Stage) {
     let limit = stage.capabilities().max_payload;
     let mut read = client.stream_at::<String>(values, &limit).await.unwrap();
     assert_eq!(within("the first value", read.try_next()).await, Ok(Some("x".to_owned())));
-    let error = within("the end", read.try_next()).await.unwrap_err();
-    assert_eq!(error.code, Code::ResourceExhausted);
+    let end = within("the end", read.try_next()).await.map(|text| text.map(|text| text.len()));
+    assert_eq!(end.unwrap_err().code, Code::ResourceExhausted);
     assert_eq!(client.send_at::<u64>(ping, &7).await, Ok(7));
 }
 

@@ -56,7 +56,15 @@ fn main() {
     assert!(!ListUsers::IDEMPOTENT && many::<ListUsers>());
     assert_eq!(SetRoles::PATTERN, "user.set_roles");
 
-    assert_eq!(OrderPlaced { order: 7, lines: vec![] }.key().as_deref(), Some("7"));
+    assert_eq!(
+        OrderPlaced {
+            order: 7,
+            lines: vec![]
+        }
+        .key()
+        .as_deref(),
+        Some("7")
+    );
     assert_eq!(OrderPlaced::DELIVERY, Guarantee::AtLeastOnce);
     assert_eq!(UserSeen("ada".to_owned()).key().as_deref(), Some("ada"));
     assert_eq!(UserSeen::DELIVERY, Guarantee::BestEffort);

@@ -120,7 +120,11 @@ impl Math {
     /// An event may have two handlers.
     #[event_pattern]
     async fn seen_too(&self, event: NumberSeen, _: nestling::Context) -> Result<(), Odd> {
-        if event.0 % 2 == 1 { Err(Odd(event.0)) } else { Ok(()) }
+        if event.0 % 2 == 1 {
+            Err(Odd(event.0))
+        } else {
+            Ok(())
+        }
     }
 
     #[event_pattern("number.forgotten")]

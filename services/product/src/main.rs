@@ -1,0 +1,24 @@
+//! The product service: `product --listen tcp://127.0.0.1:7002 --events kafka://localhost`.
+
+use clap::Parser;
+use nestling::{service::Config, sqlite};
+use product::Deps;
+
+/// The catalogue and the stock.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    service: Config,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Args { service } = Args::parse();
+    service.init_logging();
+    let pool = sqlite::open(service.file("product.db")?).await?;
+    let bus = service.bus("product").await?;
+    let app = product::start(Deps { pool, bus }).await?;
+    service.server("product", app.router).run().await?;
+    Ok(())
+}
