@@ -77,3 +77,8 @@ pub use self::{
     endpoint::{Endpoint, Endpoints},
     server::{Running, Server, StartError},
 };
+
+/// The code in the README, which is compiled and run like any other example.
+#[cfg(all(doctest, feature = "macros"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -91,6 +91,14 @@ async fn a_plain_nats_client_can_speak_the_wire() {
         .unwrap();
     assert_eq!((&*reply.payload, reply.headers), (&b"42"[..], None));
 
+    let short = format!("_nestling.re.{}.1.5000", unique("me"));
+    let mut replies = nats.subscribe(short.clone()).await.unwrap();
+    nats.publish_with_reply(one, short, "4".into())
+        .await
+        .unwrap();
+    let reply = timeout(SOON, replies.next()).await.unwrap().unwrap();
+    assert_eq!((&*reply.payload, reply.headers), (&b"8"[..], None));
+
     let inbox = nats.new_inbox();
     let mut replies = nats.subscribe(inbox.clone()).await.unwrap();
     nats.publish_with_reply_and_headers(many, inbox, native(), "2".into())
@@ -112,26 +120,35 @@ async fn a_plain_nats_client_can_speak_the_wire() {
 }
 
 #[tokio::test]
-async fn headers_and_the_remaining_time_arrive() {
+async fn headers_and_the_remaining_time_arrive_whichever_way_a_request_is_marked() {
     let url = nats!();
     let tell = pattern("tell");
-    let told = async |cx: Context| {
+    let handler = |cx: Context| async move {
         let shown = |name| cx.header(name).unwrap_or("none").to_owned();
-        Ok::<_, RpcError>([
+        let values = [
             shown("actor"),
             shown("x-own"),
             shown("nestling"),
             shown("deadline"),
-        ])
+        ];
+        let remaining = cx
+            .deadline()
+            .map(|deadline| deadline - tokio::time::Instant::now());
+        Ok::<_, RpcError>((values, remaining))
     };
-    let handler = move |cx: Context| async move { told(cx).await };
     let server = start(&url, "headers", Router::new().message_at(tell, handler)).await;
-    let client = Client::connect(&url).await.unwrap();
-    let call = client
-        .send_at::<[String; 4]>(tell, &())
-        .header("actor", "ada")
-        .header("X-Own", "ü");
-    assert_eq!(call.await.unwrap(), ["ada", "ü", "none", "none"]);
+    for mark in ["reply", "header"] {
+        let client = Client::connect(format!("{url}?mark={mark}")).await.unwrap();
+        let call = client.send_at::<([String; 4], Option<Duration>)>(tell, &());
+        let call = call
+            .header("actor", "ada")
+            .header("X-Own", "ü")
+            .timeout(SOON);
+        let (values, remaining) = call.await.unwrap();
+        assert_eq!(values, ["ada", "ü", "none", "none"]);
+        let remaining = remaining.unwrap();
+        assert!(remaining > SOON / 2 && remaining <= SOON, "{remaining:?}");
+    }
     server.shutdown().await;
 }
 

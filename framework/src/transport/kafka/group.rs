@@ -9,7 +9,7 @@ use std::{
     future::Future,
     io,
     sync::{
-        Arc, Mutex, OnceLock, Weak,
+        Arc, Condvar, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -63,11 +63,26 @@ pub(super) struct Group {
     begin: OnceLock<Positions>,
     consumer: OnceLock<Weak<GroupConsumer>>,
     partitions: Mutex<Vec<Arc<Partition>>>,
+    commits: Commits,
     sources: Mutex<Option<mpsc::UnboundedSender<Box<dyn Source>>>>,
     phase: watch::Sender<Phase>,
     closing: AtomicBool,
     open: AtomicUsize,
     foreign: AtomicBool,
+}
+
+/// Between those who want a commit and the thread that makes them.
+#[derive(Default)]
+struct Commits {
+    wanted: Mutex<Wanted>,
+    signal: Condvar,
+    under_way: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    soon: bool,
+    ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +110,7 @@ impl Group {
             begin: OnceLock::new(),
             consumer: OnceLock::new(),
             partitions: Mutex::default(),
+            commits: Commits::default(),
             sources: Mutex::new(Some(sources)),
             phase: watch::Sender::new(Phase::Joining),
             closing: AtomicBool::new(false),
@@ -176,14 +192,28 @@ impl Group {
         if topics.is_empty() {
             self.reach(Phase::Placed);
         }
-        if joined {
-            self.poll(&consumer);
+        let committer = {
+            let (group, consumer) = (Arc::clone(&self), Arc::clone(&consumer));
+            let work = move || group.commit_settled(&consumer);
+            thread::Builder::new().name("kafka-commit".to_owned()).spawn(work)
+        };
+        match committer {
+            Ok(committer) => {
+                if joined {
+                    self.poll(&consumer);
+                }
+                lock(&self.commits.wanted).ended = true;
+                self.commits.signal.notify_one();
+                if committer.join().is_err() {
+                    tracing::error!("the thread that commits to Kafka has panicked");
+                }
+            }
+            Err(error) => tracing::error!(%error, "start a thread"),
         }
         self.end(consumer);
     }
 
     fn poll(&self, consumer: &GroupConsumer) {
-        let mut next_commit = Instant::now();
         while !self.closing.load(Ordering::Acquire) || self.open.load(Ordering::Acquire) > 0 {
             match consumer.poll(TICK) {
                 None => {}
@@ -200,11 +230,6 @@ impl Group {
                 Some(Err(_)) => {}
             }
             let now = Instant::now();
-            let placing = *self.phase.borrow() == Phase::Assigned;
-            if now >= next_commit || placing {
-                next_commit = now + COMMIT;
-                self.commit_settled(consumer);
-            }
             for partition in lock(&self.partitions).iter() {
                 if let Some(offset) = partition.take_again(now) {
                     seek(consumer, &partition.topic, partition.number, offset);
@@ -234,39 +259,57 @@ impl Group {
         self.reach(Phase::Ended);
     }
 
-    /// Commits what has been settled, in one request.
+    /// Commits what has been settled, again and again, on a thread of its own: the library tells
+    /// the result of a commit only to whoever waits for it.
     fn commit_settled(&self, consumer: &GroupConsumer) {
-        let mut list = TopicPartitionList::new();
-        let partitions = lock(&self.partitions).clone();
-        let mut begun = Vec::new();
-        for partition in &partitions {
-            if let Some(position) = partition.begin_commit() {
-                add(&mut list, partition, position);
-                begun.push(partition);
+        let mut ended = false;
+        while !ended {
+            let mut wanted = lock(&self.commits.wanted);
+            let idle = |wanted: &mut Wanted| !wanted.soon && !wanted.ended;
+            if idle(&mut wanted) {
+                let waited = self.commits.signal.wait_timeout_while(wanted, COMMIT, idle);
+                wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
-        }
-        if begun.is_empty() {
-            return;
-        }
-        if let Err(error) = consumer.commit(&list, CommitMode::Async) {
-            tracing::debug!(%error, "commit to Kafka");
-            for partition in begun {
-                partition.end_commit(None);
+            wanted.soon = false;
+            ended = wanted.ended;
+            drop(wanted);
+            if !self.commit_once(consumer) {
+                thread::sleep(COMMIT);
             }
         }
     }
 
-    /// Commits what has been settled in one partition, without waiting. Unless it works at once,
-    /// the thread tries again.
-    pub(super) fn commit(&self, partition: &Partition) {
-        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else { return };
-        let Some(position) = partition.begin_commit() else { return };
+    /// Commits what has been settled, in one request; false when that failed.
+    fn commit_once(&self, consumer: &GroupConsumer) -> bool {
+        // Nothing is revoked while this is held, so no position is committed that is somebody
+        // else's already.
+        let _under_way = lock(&self.commits.under_way);
         let mut list = TopicPartitionList::new();
-        add(&mut list, partition, position);
-        if let Err(error) = consumer.commit(&list, CommitMode::Async) {
-            tracing::debug!(%error, "commit to Kafka");
-            partition.end_commit(None);
+        let mut positions = Vec::new();
+        for partition in lock(&self.partitions).iter() {
+            if let Some(position) = partition.uncommitted() {
+                add(&mut list, partition, position);
+                positions.push((Arc::clone(partition), position));
+            }
         }
+        if positions.is_empty() {
+            return true;
+        }
+        if let Err(error) = consumer.commit(&list, CommitMode::Sync) {
+            tracing::debug!(%error, "commit to Kafka");
+            return false;
+        }
+        for (partition, position) in positions {
+            partition.committed(position);
+        }
+        self.note_placed();
+        true
+    }
+
+    /// Has what is settled committed at once rather than with the next batch.
+    pub(super) fn commit_soon(&self) {
+        lock(&self.commits.wanted).soon = true;
+        self.commits.signal.notify_one();
     }
 
     /// Takes over partitions. Runs on the thread, inside a poll.
@@ -322,6 +365,7 @@ impl Group {
         }
         self.reach(Phase::Assigned);
         self.note_placed();
+        self.commit_soon();
     }
 
     /// Sets a queue apart for a partition, before anything can be fetched for it.
@@ -345,6 +389,8 @@ impl Group {
             }
             !gone
         });
+        // Once the commit that is under way has ended it is known what is committed.
+        drop(lock(&self.commits.under_way));
         for partition in &revoked {
             partition.revoke();
         }
@@ -441,29 +487,6 @@ impl ConsumerContext for GroupContext {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.owner.assign(consumer, list),
             _ => self.owner.revoke(consumer, list),
         }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
-        if let Err(error) = &result {
-            tracing::debug!(%error, "commit to Kafka");
-        }
-        if std::env::var("KDBG").is_ok() { eprintln!("CB {result:?} {list:?}"); }
-        let elements = list.elements();
-        for partition in lock(&self.owner.partitions).iter() {
-            let element = elements.iter().find(|element| {
-                element.partition() == partition.number && element.topic() == partition.topic
-            });
-            match element {
-                Some(element) if result.is_ok() && element.error().is_ok() => {
-                    partition.end_commit(position(element.offset()));
-                }
-                Some(_) => partition.end_commit(None),
-                // An error without a list ends them all.
-                None if elements.is_empty() => partition.end_commit(None),
-                None => {}
-            }
-        }
-        self.owner.note_placed();
     }
 }
 

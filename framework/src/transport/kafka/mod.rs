@@ -119,7 +119,6 @@ impl Settings {
             .set("message.max.bytes", (MAX_PAYLOAD + MAX_HEADERS).to_string());
 
         config.set_log_level(RDKafkaLogLevel::Info);
-        if let Ok(debug) = std::env::var("KDBG") { config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug); }
         config
     }
 

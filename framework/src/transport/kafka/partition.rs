@@ -61,8 +61,6 @@ pub(super) struct Partition {
 
 struct State {
     offsets: Offsets,
-    /// A commit is on its way.
-    committing: bool,
     /// Records given back: read again from this offset, not before this time.
     again: Option<(i64, Instant)>,
     /// The source waits for something to be settled.
@@ -80,7 +78,7 @@ impl Partition {
         waker: Arc<AtomicWaker>,
     ) -> Self {
         let state =
-            State { offsets, committing: false, again: None, full: false, revoked: false };
+            State { offsets, again: None, full: false, revoked: false };
         Self {
             topic,
             number,
@@ -108,29 +106,15 @@ impl Partition {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What is to be committed now; says that this is being done.
-    pub(super) fn begin_commit(&self) -> Option<i64> {
-        let mut state = lock(&self.state);
-        if state.committing {
-            return None;
-        }
-        let position = state.offsets.uncommitted()?;
-        state.committing = true;
-        Some(position)
-    }
-
-    /// What is to be committed, whether or not a commit is on its way.
+    /// What is settled and not committed.
     pub(super) fn uncommitted(&self) -> Option<i64> {
         lock(&self.state).offsets.uncommitted()
     }
 
-    /// A commit has ended, acknowledged up to `position` or not at all.
-    pub(super) fn end_commit(&self, position: Option<i64>) {
-        let mut state = lock(&self.state);
-        state.committing = false;
-        if let Some(position) = position {
-            state.offsets.commit(position);
-            drop(state);
+    /// The broker has acknowledged `position`.
+    pub(super) fn committed(&self, position: i64) {
+        lock(&self.state).offsets.commit(position);
+        if self.commits_first() {
             self.waker.wake();
         }
     }
@@ -262,20 +246,20 @@ impl PartitionSource {
 
     /// Delivers what is committed, and has the rest committed.
     fn poll_parked(&mut self, room: usize, batch: &mut Vec<Delivery>) -> usize {
-        let revoked = {
-            let mut state = lock(&self.partition.state);
-            if !state.committing && !self.stopped && !state.revoked {
-                // From here on a crash loses them; until now they were not taken.
-                for (offset, _) in &self.parked {
-                    state.offsets.settle(*offset);
-                }
+        let mut state = lock(&self.partition.state);
+        let revoked = state.revoked;
+        if !revoked && !self.stopped {
+            // From here on a crash loses them; until now they were not taken.
+            for (offset, _) in &self.parked {
+                state.offsets.settle(*offset);
             }
-            state.revoked
-        };
-        if !revoked {
-            self.group.commit(&self.partition);
         }
-        let committed = lock(&self.partition.state).offsets.committed().unwrap_or_default();
+        let committed = state.offsets.committed().unwrap_or_default();
+        let commit = !revoked && state.offsets.uncommitted().is_some();
+        drop(state);
+        if commit {
+            self.group.commit_soon();
+        }
         let mut count = 0;
         while count < room && self.parked.front().is_some_and(|(offset, _)| *offset < committed) {
             batch.extend(self.parked.pop_front().map(|(_, delivery)| delivery));

@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, Message, Subject, Subscriber, client::traits::Publisher, connection::State,
+    Client, Message, Subscriber, client::traits::Publisher, connection::State,
     message::OutboundMessage,
 };
 use async_trait::async_trait;
@@ -38,14 +38,12 @@ pub(super) async fn open(
     address: Address,
     identity: ClientIdentity,
 ) -> Result<Arc<dyn ClientTransport>, Error> {
-    let client = connect(
-        &address,
-        format!("{}/{}", identity.service, identity.instance),
-    )
-    .await?;
-    let inbox = format!("{}.", client.new_inbox());
+    let mark = mark(&address)?;
+    let name = format!("{}/{}", identity.service, identity.instance);
+    let client = connect(&address, name).await?;
+    let inbox = wire::reply_prefix(&unique_token());
     let replies = client
-        .subscribe(format!("{inbox}*"))
+        .subscribe(format!("{inbox}>"))
         .await
         .map_err(closed)?;
     let pending = Pending::new();

@@ -392,7 +392,7 @@ impl Source for RedisSource {
         self.poll_write(cx);
         self.poll_read(cx, room);
         if let Some(patience) = &mut self.stop {
-            if patience.as_mut().poll(cx).is_ready() {
+            if matches!(self.read, Work::Busy(_)) && patience.as_mut().poll(cx).is_ready() {
                 tracing::warn!("a read did not end in time; what it brings is not handled here");
                 self.read = Work::Idle(None);
             }

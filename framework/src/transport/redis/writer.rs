@@ -250,6 +250,7 @@ struct Batch {
     by_client: HashMap<u64, usize>,
     acknowledge: Vec<Option<Cmd>>,
     delete: Vec<Option<Cmd>>,
+    renewals: Vec<Cmd>,
     others: Vec<Cmd>,
     /// Ours until Redis has answered.
     held: Vec<Held>,
@@ -264,6 +265,7 @@ impl Batch {
             by_client: HashMap::new(),
             acknowledge: vec![None; streams],
             delete: vec![None; streams],
+            renewals: Vec::new(),
             others: Vec::new(),
             held: Vec::new(),
         }
@@ -338,7 +340,7 @@ impl Batch {
                 command.arg(id);
             }
             command.arg("JUSTID");
-            self.others.push(command);
+            self.renewals.push(command);
         }
     }
 
@@ -364,11 +366,11 @@ impl Batch {
         self.others.push(command);
     }
 
-    /// Renewals first: what is settled in the same batch must not come back to life. Replies
-    /// before acknowledgements: a request is done when its reply is there.
+    /// Renewals first: what is given back or settled in the same batch must not become ours again.
+    /// Replies before acknowledgements: a request is done when its reply is there.
     fn finish(&mut self) -> Pipeline {
         let mut pipeline = redis::pipe();
-        for command in self.others.drain(..) {
+        for command in self.renewals.drain(..).chain(self.others.drain(..)) {
             pipeline.add_command(command);
         }
         for (to, push) in self.lists.drain(..) {
