@@ -33,8 +33,7 @@ pub struct Config {
 impl Config {
     /// Starts to log to standard error, filtered by `RUST_LOG` (`info` when unset).
     pub fn init_logging(&self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        init_logging();
     }
 
     /// A server with these URLs.
@@ -72,4 +71,11 @@ impl Config {
         std::fs::create_dir_all(&self.data)?;
         Ok(self.data.join(name))
     }
+}
+
+/// Starts to log to standard error, filtered by `RUST_LOG` (`info` when unset): for a process
+/// without a [`Config`], such as a gateway.
+pub fn init_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

@@ -60,8 +60,16 @@ pub(crate) fn entries(movement: Movement, amount: Money) -> Vec<Entry> {
         return Vec::new();
     }
     vec![
-        Entry { account: debited, debit: amount, credit: 0 },
-        Entry { account: credited, debit: 0, credit: amount },
+        Entry {
+            account: debited,
+            debit: amount,
+            credit: 0,
+        },
+        Entry {
+            account: credited,
+            debit: 0,
+            credit: amount,
+        },
     ]
 }
 
@@ -86,8 +94,14 @@ mod tests {
     #[test]
     fn a_refund_takes_back_what_the_provider_owes() {
         let amount = Money::new(500, Currency::EUR);
-        let all = [entries(Movement::Capture, amount), entries(Movement::Refund, amount)].concat();
-        let owed = all.iter().filter(|entry| entry.account == Account::ProviderClearing);
+        let all = [
+            entries(Movement::Capture, amount),
+            entries(Movement::Refund, amount),
+        ]
+        .concat();
+        let owed = all
+            .iter()
+            .filter(|entry| entry.account == Account::ProviderClearing);
         assert_eq!(owed.map(|entry| entry.debit - entry.credit).sum::<i64>(), 0);
     }
 }

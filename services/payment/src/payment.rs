@@ -35,29 +35,25 @@ impl Step {
 /// What has to happen to a payment to stand where its charge stands. Nothing when the news is old:
 /// answers of the provider may arrive in another order than they were given.
 pub(crate) fn catch_up(from: PaymentState, charge: &ChargeState) -> Vec<Step> {
-    use PaymentState::{Authorized, Captured, Pending};
-    let path = match charge {
-        ChargeState::Unknown => Vec::new(),
-        ChargeState::Declined { code } if from == Pending => {
-            vec![Step::Decline { code: code.clone() }]
-        }
-        ChargeState::Declined { .. } => Vec::new(),
-        ChargeState::Voided if matches!(from, Pending | Authorized) => vec![Step::Void],
-        ChargeState::Voided => Vec::new(),
-        ChargeState::Authorized => vec![Step::Authorize],
-        ChargeState::Captured => vec![Step::Authorize, Step::Capture],
-        ChargeState::Refunded => vec![Step::Authorize, Step::Capture, Step::Refund],
-    };
+    use PaymentState::{Authorized, Captured, Declined, Pending, Refunded, Voided};
     let done = match from {
         Pending => 0,
         Authorized => 1,
         Captured => 2,
-        PaymentState::Declined | PaymentState::Voided | PaymentState::Refunded => usize::MAX,
+        Refunded | Declined | Voided => 3,
     };
-    match charge {
-        ChargeState::Voided => path,
-        _ => path.into_iter().skip(done).collect(),
-    }
+    let reached = match charge {
+        ChargeState::Declined { code } if done == 0 => {
+            return vec![Step::Decline { code: code.clone() }];
+        }
+        ChargeState::Voided if done < 2 => return vec![Step::Void],
+        ChargeState::Unknown | ChargeState::Declined { .. } | ChargeState::Voided => 0,
+        ChargeState::Authorized => 1,
+        ChargeState::Captured => 2,
+        ChargeState::Refunded => 3,
+    };
+    let forward = [Step::Authorize, Step::Capture, Step::Refund];
+    forward.into_iter().take(reached).skip(done).collect()
 }
 
 /// What a payment in this state says to whoever asks to authorise it.
@@ -83,7 +79,11 @@ pub(crate) fn declined(code: &str) -> Authorization {
         _ => "the card was declined",
     };
     let retryable = code != REVERSED;
-    Authorization::Declined { code: code.to_owned(), message: message.to_owned(), retryable }
+    Authorization::Declined {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        retryable,
+    }
 }
 
 #[cfg(test)]
@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn a_payment_catches_up_with_its_charge_and_never_goes_back() {
         use PaymentState::*;
-        let declined = || ChargeState::Declined { code: "x".to_owned() };
+        let declined = || ChargeState::Declined {
+            code: "x".to_owned(),
+        };
         let cases = [
             (Pending, ChargeState::Unknown, vec![]),
             (Pending, ChargeState::Authorized, vec![Authorized]),
@@ -120,8 +122,14 @@ mod tests {
 
     #[test]
     fn only_a_reversed_payment_is_beyond_another_card() {
-        for (code, expected) in [("card_declined", true), (UNKNOWN_METHOD, true), (REVERSED, false)] {
-            let Authorization::Declined { retryable, .. } = declined(code) else { unreachable!() };
+        for (code, expected) in [
+            ("card_declined", true),
+            (UNKNOWN_METHOD, true),
+            (REVERSED, false),
+        ] {
+            let Authorization::Declined { retryable, .. } = declined(code) else {
+                unreachable!()
+            };
             assert_eq!(retryable, expected, "{code}");
         }
     }

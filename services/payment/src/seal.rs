@@ -22,10 +22,17 @@ impl SealKey {
     /// # Errors
     /// When they are something else.
     pub fn from_hex(text: &Secret) -> Result<Self, NotAKey> {
-        let digits: Option<Vec<u32>> =
-            text.expose().trim().chars().map(|digit| digit.to_digit(16)).collect();
+        let digits: Option<Vec<u32>> = text
+            .expose()
+            .trim()
+            .chars()
+            .map(|digit| digit.to_digit(16))
+            .collect();
         let digits = digits.filter(|digits| digits.len() == 64).ok_or(NotAKey)?;
-        let bytes: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect();
+        let bytes: Vec<u8> = digits
+            .chunks(2)
+            .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+            .collect();
         Self::new(&bytes)
     }
 
@@ -40,7 +47,9 @@ impl SealKey {
     }
 
     fn new(bytes: &[u8]) -> Result<Self, NotAKey> {
-        RandomizedNonceKey::new(&AES_256_GCM, bytes).map(Self).map_err(|_| NotAKey)
+        RandomizedNonceKey::new(&AES_256_GCM, bytes)
+            .map(Self)
+            .map_err(|_| NotAKey)
     }
 
     /// Nonce and ciphertext of `secret`, which only opens again beside the same `owner`: moved to
@@ -66,7 +75,10 @@ impl SealKey {
         let (nonce, rest) = sealed.split_at_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut rest = rest.to_vec();
-        let plain = self.0.open_in_place(nonce, Aad::from(owner.as_bytes()), &mut rest).ok()?;
+        let plain = self
+            .0
+            .open_in_place(nonce, Aad::from(owner.as_bytes()), &mut rest)
+            .ok()?;
         Some(Secret::new(std::str::from_utf8(plain).ok()?))
     }
 }
@@ -107,7 +119,13 @@ mod tests {
 
     #[test]
     fn a_key_is_64_digits_and_is_never_shown() {
-        for text in ["", "0f", &"0g".repeat(32), &"0f".repeat(33), &"ä".repeat(32)] {
+        for text in [
+            "",
+            "0f",
+            &"0g".repeat(32),
+            &"0f".repeat(33),
+            &"ä".repeat(32),
+        ] {
             assert!(SealKey::from_hex(&Secret::new(text)).is_err());
         }
         assert_eq!(format!("{:?}", SealKey::random().unwrap()), "***");

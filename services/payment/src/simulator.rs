@@ -65,7 +65,11 @@ pub struct Simulator {
 #[derive(Debug)]
 enum Request {
     Tokenize(Card, oneshot::Sender<Result<StoredCard, ProviderError>>),
-    Charge(PaymentId, Operation, oneshot::Sender<Result<Charge, ProviderError>>),
+    Charge(
+        PaymentId,
+        Operation,
+        oneshot::Sender<Result<Charge, ProviderError>>,
+    ),
 }
 
 #[derive(Debug)]
@@ -97,10 +101,15 @@ impl Simulator {
     ) -> Result<T, ProviderError> {
         let (answer, reply) = oneshot::channel();
         let asked = async {
-            self.requests.send(request(answer)).await.map_err(|_| ProviderError::NoAnswer)?;
+            self.requests
+                .send(request(answer))
+                .await
+                .map_err(|_| ProviderError::NoAnswer)?;
             reply.await.map_err(|_| ProviderError::NoAnswer)?
         };
-        timeout(PATIENCE, asked).await.unwrap_or(Err(ProviderError::NoAnswer))
+        timeout(PATIENCE, asked)
+            .await
+            .unwrap_or(Err(ProviderError::NoAnswer))
     }
 
     fn operate(&self, id: PaymentId, operation: Operation) -> Answer<'_, Charge> {
@@ -142,9 +151,9 @@ async fn answer_all(pool: SqlitePool, mut queue: mpsc::Receiver<Request>) {
             Request::Tokenize(card, answer) => {
                 answer.send(known(tokenize(&pool, &card).await)).is_ok()
             }
-            Request::Charge(id, operation, answer) => {
-                answer.send(known(operate(&pool, id, operation).await)).is_ok()
-            }
+            Request::Charge(id, operation, answer) => answer
+                .send(known(operate(&pool, id, operation).await))
+                .is_ok(),
         };
         if !is_heard {
             tracing::debug!("the provider's answer came too late");
@@ -153,9 +162,7 @@ async fn answer_all(pool: SqlitePool, mut queue: mpsc::Receiver<Request>) {
 }
 
 /// A fault of the simulator is silence to its callers.
-fn known<T>(
-    result: Result<Result<T, ProviderError>, sqlx::Error>,
-) -> Result<T, ProviderError> {
+fn known<T>(result: Result<Result<T, ProviderError>, sqlx::Error>) -> Result<T, ProviderError> {
     result.unwrap_or_else(|error| {
         tracing::warn!(%error, "the simulated provider failed");
         Err(ProviderError::NoAnswer)
@@ -166,7 +173,12 @@ async fn tokenize(
     pool: &SqlitePool,
     card: &Card,
 ) -> Result<Result<StoredCard, ProviderError>, sqlx::Error> {
-    let number: String = card.pan.expose().chars().filter(|digit| *digit != ' ').collect();
+    let number: String = card
+        .pan
+        .expose()
+        .chars()
+        .filter(|digit| *digit != ' ')
+        .collect();
     let Some((number, brand, behaviour)) = CARDS.iter().find(|(known, ..)| *known == number) else {
         return Ok(Err(ProviderError::CardRefused));
     };
@@ -177,7 +189,11 @@ async fn tokenize(
         .execute(pool)
         .await?;
     let last4 = number[number.len() - 4..].to_owned();
-    Ok(Ok(StoredCard { token, brand: (*brand).to_owned(), last4 }))
+    Ok(Ok(StoredCard {
+        token,
+        brand: (*brand).to_owned(),
+        last4,
+    }))
 }
 
 fn token_digest(token: &Secret) -> Vec<u8> {
@@ -199,7 +215,13 @@ async fn operate(
         }
         (Operation::Capture, ChargeState::Authorized) => ("capture", ChargeState::Captured),
         (Operation::Void, ChargeState::Unknown) => {
-            insert(&mut tx, id, &ChargeState::Voided, Money::zero(contracts::Currency::EUR)).await?;
+            insert(
+                &mut tx,
+                id,
+                &ChargeState::Voided,
+                Money::zero(contracts::Currency::EUR),
+            )
+            .await?;
             ("void", ChargeState::Voided)
         }
         (Operation::Void, ChargeState::Authorized) => ("void", ChargeState::Voided),
@@ -231,8 +253,12 @@ async fn decide(tx: &mut SqliteConnection, token: &Secret) -> Result<ChargeState
             .await?;
     Ok(match behaviour.as_deref() {
         Some(APPROVE) => ChargeState::Authorized,
-        Some(code) => ChargeState::Declined { code: code.to_owned() },
-        None => ChargeState::Declined { code: "invalid_token".to_owned() },
+        Some(code) => ChargeState::Declined {
+            code: code.to_owned(),
+        },
+        None => ChargeState::Declined {
+            code: "invalid_token".to_owned(),
+        },
     })
 }
 
@@ -265,13 +291,17 @@ async fn read(tx: &mut SqliteConnection, id: PaymentId) -> Result<ChargeState, s
             .bind(id.to_string())
             .fetch_optional(tx)
             .await?;
-    let Some((state, code)) = row else { return Ok(ChargeState::Unknown) };
+    let Some((state, code)) = row else {
+        return Ok(ChargeState::Unknown);
+    };
     Ok(match state.as_str() {
         "authorized" => ChargeState::Authorized,
         "captured" => ChargeState::Captured,
         "voided" => ChargeState::Voided,
         "refunded" => ChargeState::Refunded,
-        _ => ChargeState::Declined { code: code.unwrap_or_default() },
+        _ => ChargeState::Declined {
+            code: code.unwrap_or_default(),
+        },
     })
 }
 
@@ -302,7 +332,12 @@ mod tests {
 
     fn card(number: &str) -> Card {
         let (pan, cvc) = (Secret::new(number), Secret::new("123"));
-        Card { pan, exp: "12/99".to_owned(), cvc, holder: "Ada".to_owned() }
+        Card {
+            pan,
+            exp: "12/99".to_owned(),
+            cvc,
+            holder: "Ada".to_owned(),
+        }
     }
 
     fn euro(amount: i64) -> Money {
@@ -313,42 +348,93 @@ mod tests {
     async fn it_answers_by_card_and_repeats_itself_after_a_restart() {
         let pool = sqlite::open_in_memory().await.unwrap();
         let (provider, task) = Simulator::start(pool.clone()).await.unwrap();
-        let good = provider.tokenize(card("4242 4242 4242 4242")).await.unwrap();
+        let good = provider
+            .tokenize(card("4242 4242 4242 4242"))
+            .await
+            .unwrap();
         assert_eq!((good.brand.as_str(), good.last4.as_str()), ("visa", "4242"));
         let bad = provider.tokenize(card("4000000000009995")).await.unwrap();
         let refused = provider.tokenize(card("4111111111111111")).await;
         assert_eq!(refused, Err(ProviderError::CardRefused));
 
         let (first, second) = (PaymentId::new(), PaymentId::new());
-        let authorized = provider.authorize(first, good.token.clone(), euro(5)).await.unwrap();
+        let authorized = provider
+            .authorize(first, good.token.clone(), euro(5))
+            .await
+            .unwrap();
         assert_eq!(authorized.state, ChargeState::Authorized);
-        let declined = provider.authorize(second, bad.token.clone(), euro(5)).await.unwrap();
-        assert_eq!(declined.state, ChargeState::Declined { code: "insufficient_funds".to_owned() });
+        let declined = provider
+            .authorize(second, bad.token.clone(), euro(5))
+            .await
+            .unwrap();
+        assert_eq!(
+            declined.state,
+            ChargeState::Declined {
+                code: "insufficient_funds".to_owned()
+            }
+        );
         drop((provider, task));
 
         let (provider, _task) = Simulator::start(pool).await.unwrap();
-        assert_eq!(provider.authorize(first, bad.token, euro(5)).await, Ok(authorized.clone()));
+        assert_eq!(
+            provider.authorize(first, bad.token, euro(5)).await,
+            Ok(authorized.clone())
+        );
         assert_eq!(provider.status(first).await, Ok(authorized));
-        assert_eq!(provider.authorize(second, good.token, euro(5)).await, Ok(declined));
+        assert_eq!(
+            provider.authorize(second, good.token, euro(5)).await,
+            Ok(declined)
+        );
     }
 
     #[tokio::test]
     async fn a_charge_goes_forward_only() {
         let pool = sqlite::open_in_memory().await.unwrap();
         let (provider, _task) = Simulator::start(pool).await.unwrap();
-        let token = provider.tokenize(card("5555555555554444")).await.unwrap().token;
+        let token = provider
+            .tokenize(card("5555555555554444"))
+            .await
+            .unwrap()
+            .token;
         let id = PaymentId::new();
-        assert_eq!(provider.status(id).await.unwrap().state, ChargeState::Unknown);
-        assert_eq!(provider.capture(id).await.unwrap().state, ChargeState::Unknown);
-        provider.authorize(id, token.clone(), euro(7)).await.unwrap();
-        assert_eq!(provider.refund(id).await.unwrap().state, ChargeState::Authorized);
-        assert_eq!(provider.capture(id).await.unwrap().state, ChargeState::Captured);
-        assert_eq!(provider.void(id).await.unwrap().state, ChargeState::Captured);
-        assert_eq!(provider.refund(id).await.unwrap().state, ChargeState::Refunded);
-        assert_eq!(provider.capture(id).await.unwrap().state, ChargeState::Refunded);
+        assert_eq!(
+            provider.status(id).await.unwrap().state,
+            ChargeState::Unknown
+        );
+        assert_eq!(
+            provider.capture(id).await.unwrap().state,
+            ChargeState::Unknown
+        );
+        provider
+            .authorize(id, token.clone(), euro(7))
+            .await
+            .unwrap();
+        assert_eq!(
+            provider.refund(id).await.unwrap().state,
+            ChargeState::Authorized
+        );
+        assert_eq!(
+            provider.capture(id).await.unwrap().state,
+            ChargeState::Captured
+        );
+        assert_eq!(
+            provider.void(id).await.unwrap().state,
+            ChargeState::Captured
+        );
+        assert_eq!(
+            provider.refund(id).await.unwrap().state,
+            ChargeState::Refunded
+        );
+        assert_eq!(
+            provider.capture(id).await.unwrap().state,
+            ChargeState::Refunded
+        );
 
         let early = PaymentId::new();
-        assert_eq!(provider.void(early).await.unwrap().state, ChargeState::Voided);
+        assert_eq!(
+            provider.void(early).await.unwrap().state,
+            ChargeState::Voided
+        );
         let late = provider.authorize(early, token, euro(7)).await.unwrap();
         assert_eq!(late.state, ChargeState::Voided);
     }

@@ -76,7 +76,10 @@ mod tests {
             lock = lock.attempt(now).unwrap();
         }
         assert_eq!(lock.attempt(now), None);
-        assert_eq!(lock.attempt(now.plus(LOCK - Duration::from_millis(1))), None);
+        assert_eq!(
+            lock.attempt(now.plus(LOCK - Duration::from_millis(1))),
+            None
+        );
         assert_eq!(lock.attempt(now.plus(LOCK)).unwrap().failures, 1);
     }
 

@@ -3,7 +3,8 @@
 use contracts::{
     Actor, Fields, Page, Reason, Role,
     user::{
-        ChangePassword, GetKeys, GetUser, Keys, ListUsers, Login, Register, Tokens, UpdateUser, User,
+        ChangePassword, GetKeys, GetUser, Keys, ListUsers, Login, Register, Tokens, UpdateUser,
+        User,
     },
 };
 use nestling::{RpcError, controller};
@@ -34,7 +35,12 @@ impl UserController {
     #[message_pattern]
     async fn register(&self, request: Register) -> Result<User, Error> {
         request.validate()?;
-        let user = new_user(&request.email, &request.name, request.locale, (self.clock)());
+        let user = new_user(
+            &request.email,
+            &request.name,
+            request.locale,
+            (self.clock)(),
+        );
         // Looked up before the costly part; the database has the last word.
         if self.store.is_taken(&user.email).await? {
             return Err(Error::EmailTaken);
@@ -58,7 +64,11 @@ impl UserController {
         let device: String = request.device.chars().take(DEVICE).collect();
         let session = self.store.begin_session(user.id, &device, now).await?;
         let access = self.signer.sign(&user, session, now)?;
-        Ok(Tokens { access, expires_in: VALID_S, user })
+        Ok(Tokens {
+            access,
+            expires_in: VALID_S,
+            user,
+        })
     }
 
     #[message_pattern]
@@ -82,7 +92,15 @@ impl UserController {
         let after = cursor.map(|cursor| self.cursors.read(cursor)).transpose()?;
         let limit = request.page.limit;
         let ListUsers { q, role, .. } = request;
-        let mut items = self.store.list(Filter { q, role, after, limit }).await?;
+        let mut items = self
+            .store
+            .list(Filter {
+                q,
+                role,
+                after,
+                limit,
+            })
+            .await?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let more = items.len() > limit;
         items.truncate(limit);
@@ -100,7 +118,9 @@ impl UserController {
         request.validate()?;
         let password = match &request.password {
             Some(_) if !is_own => {
-                return Err(Reason::Forbidden.error("a password is changed by its owner").into());
+                return Err(Reason::Forbidden
+                    .error("a password is changed by its owner")
+                    .into());
             }
             Some(password) => Some((self.new_hash(&actor, password).await?, actor.session)),
             None => None,

@@ -33,7 +33,11 @@ impl CursorKey {
 
     fn check(&self, text: &str) -> String {
         let tag = hmac::sign(&self.0, text.as_bytes());
-        let mut digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut digits: String = tag
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         digits.truncate(CHECK_DIGITS);
         digits
     }
@@ -50,7 +54,13 @@ mod tests {
         let cursor = key.write(id);
         assert_eq!(key.read(&cursor), Ok(id));
         assert!(CursorKey::new(b"other").read(&cursor).is_err());
-        for bad in ["", ".", &id.to_string(), &format!("{id}.00"), &format!("{}x", cursor)] {
+        for bad in [
+            "",
+            ".",
+            &id.to_string(),
+            &format!("{id}.00"),
+            &format!("{}x", cursor),
+        ] {
             assert!(key.read(bad).is_err(), "{bad}");
         }
     }

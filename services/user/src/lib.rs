@@ -21,12 +21,12 @@ use nestling::{
 };
 use sqlx::SqlitePool;
 
+use self::{
+    controller::UserController, cursor::CursorKey, password::Passwords, store::Store, token::Signer,
+};
 pub use self::{
     seed::{DEMO_ACCOUNTS, DemoAccount, seed_account, seed_demo},
     store::open,
-};
-use self::{
-    controller::UserController, cursor::CursorKey, password::Passwords, store::Store, token::Signer,
 };
 
 /// Tells the time.
@@ -56,7 +56,9 @@ impl Deps {
 
 impl fmt::Debug for Deps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deps").field("bus", &self.bus).finish_non_exhaustive()
+        f.debug_struct("Deps")
+            .field("bus", &self.bus)
+            .finish_non_exhaustive()
     }
 }
 

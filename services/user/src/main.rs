@@ -22,7 +22,9 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("open the database")?;
     if seed_demo {
-        user::seed_demo(&pool).await.context("make the demo logins")?;
+        user::seed_demo(&pool)
+            .await
+            .context("make the demo logins")?;
     }
     let bus = config.bus("user").await.context("connect to the bus")?;
     let app = user::start(user::Deps::new(pool, bus)).await?;

@@ -39,19 +39,27 @@ impl Passwords {
             queue: Arc::new(Semaphore::new(QUEUE)),
             dummy: "".into(),
         };
-        let dummy = passwords.hash(&Secret::new("nobody has this password")).await?;
+        let dummy = passwords
+            .hash(&Secret::new("nobody has this password"))
+            .await?;
         passwords.dummy = dummy.into();
         Ok(passwords)
     }
 
     pub(crate) async fn hash(&self, password: &Secret) -> Result<String, Error> {
         let password = password.clone();
-        self.run(move || hash(&password)).await?.map_err(Error::Other)
+        self.run(move || hash(&password))
+            .await?
+            .map_err(Error::Other)
     }
 
     /// Whether `password` is the one that `hash` was made from; without a hash it is not, and that
     /// takes as long.
-    pub(crate) async fn verify(&self, password: &Secret, hash: Option<String>) -> Result<bool, Error> {
+    pub(crate) async fn verify(
+        &self,
+        password: &Secret,
+        hash: Option<String>,
+    ) -> Result<bool, Error> {
         let password = password.clone();
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| String::from(&*self.dummy));
@@ -63,7 +71,9 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| Error::Busy)?;
+        let place = Arc::clone(&self.queue)
+            .try_acquire_owned()
+            .map_err(|_| Error::Busy)?;
         let thread = Arc::clone(&self.threads)
             .acquire_owned()
             .await
@@ -107,9 +117,22 @@ mod tests {
         let passwords = Passwords::new().await.unwrap();
         let password = Secret::new("correct horse");
         let hash = passwords.hash(&password).await.unwrap();
-        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert!(passwords.verify(&password, Some(hash.clone())).await.unwrap());
-        assert!(!passwords.verify(&Secret::new("wrong horse"), Some(hash)).await.unwrap());
+        assert!(
+            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{hash}"
+        );
+        assert!(
+            passwords
+                .verify(&password, Some(hash.clone()))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !passwords
+                .verify(&Secret::new("wrong horse"), Some(hash))
+                .await
+                .unwrap()
+        );
         let dummy = Secret::new("nobody has this password");
         assert!(!passwords.verify(&dummy, None).await.unwrap());
     }

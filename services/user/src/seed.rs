@@ -47,7 +47,12 @@ pub const DEMO_ACCOUNTS: [DemoAccount; 3] = [
 /// When the database cannot.
 pub async fn seed_demo(pool: &SqlitePool) -> Result<(), RpcError> {
     for account in DEMO_ACCOUNTS {
-        let DemoAccount { email, password, name, roles } = account;
+        let DemoAccount {
+            email,
+            password,
+            name,
+            roles,
+        } = account;
         seed_account(pool, email, password, name, roles).await?;
     }
     Ok(())

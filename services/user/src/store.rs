@@ -20,7 +20,11 @@ const SESSION_MS: i64 = 30 * 24 * 3600 * 1000;
 /// When the file cannot be made or opened.
 pub async fn open(path: &Path) -> Result<SqlitePool, sqlx::Error> {
     // SQLite gives its other files the mode of this one.
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
     nestling::sqlite::open(path).await
 }
 
@@ -94,7 +98,9 @@ pub(crate) async fn cursor_key(pool: &SqlitePool) -> Result<Vec<u8>, sqlx::Error
     sqlx::query("INSERT OR IGNORE INTO cursor_key (only, key) VALUES (1, randomblob(32))")
         .execute(pool)
         .await?;
-    let row = sqlx::query("SELECT key FROM cursor_key").fetch_one(pool).await?;
+    let row = sqlx::query("SELECT key FROM cursor_key")
+        .fetch_one(pool)
+        .await?;
     row.try_get(0)
 }
 
@@ -117,7 +123,11 @@ pub(crate) async fn insert_unless_there(
     }
 }
 
-async fn insert(connection: &mut SqliteConnection, user: &User, password: &str) -> Result<(), Error> {
+async fn insert(
+    connection: &mut SqliteConnection,
+    user: &User,
+    password: &str,
+) -> Result<(), Error> {
     let inserted = sqlx::query(
         "INSERT INTO users (id, email, password, name, roles, locale, verified, disabled, version, created_at)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -185,8 +195,15 @@ impl Store {
     pub(crate) async fn register(&self, user: User, password: &str) -> Result<User, Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         insert(&mut tx, &user, password).await?;
-        let meta = Meta { at: user.created_at, version: user.version };
-        let event = UserRegistered { user_id: user.id, user, meta };
+        let meta = Meta {
+            at: user.created_at,
+            version: user.version,
+        };
+        let event = UserRegistered {
+            user_id: user.id,
+            user,
+            meta,
+        };
         self.outbox.add(&mut tx, &event).await?;
         self.outbox.commit(tx).await?;
         Ok(event.user)
@@ -225,11 +242,16 @@ impl Store {
             failures: row.try_get("failures")?,
             until: Timestamp::from_millis(row.try_get("locked_until")?),
         };
-        let Some(lock) = lock.attempt(now) else { return Ok(None) };
+        let Some(lock) = lock.attempt(now) else {
+            return Ok(None);
+        };
         set_lock(&mut tx, id, lock).await?;
         tx.commit().await?;
         let password = row.try_get("password")?;
-        Ok(Some(Credentials { user: read_user(&row)?, password }))
+        Ok(Some(Credentials {
+            user: read_user(&row)?,
+            password,
+        }))
     }
 
     /// Takes back the try that turned out right.

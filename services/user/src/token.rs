@@ -81,7 +81,9 @@ impl Signer {
 /// The public half, named by its thumbprint (RFC 7638).
 fn public_key(key: &EncodingKey) -> Result<Key, RpcError> {
     let jwk = Jwk::from_encoding_key(key, Algorithm::EdDSA).map_err(RpcError::internal)?;
-    let kid = jwk.thumbprint(ThumbprintHash::SHA256).map_err(RpcError::internal)?;
+    let kid = jwk
+        .thumbprint(ThumbprintHash::SHA256)
+        .map_err(RpcError::internal)?;
     let AlgorithmParameters::OctetKeyPair(pair) = jwk.algorithm else {
         return Err(RpcError::internal("the stored key is not an Ed25519 key"));
     };
@@ -97,7 +99,11 @@ mod tests {
 
     #[test]
     fn a_token_is_verified_with_the_public_key_of_its_kid() {
-        let signer = Signer::new(vec![StoredKey::generate().unwrap(), StoredKey::generate().unwrap()]).unwrap();
+        let signer = Signer::new(vec![
+            StoredKey::generate().unwrap(),
+            StoredKey::generate().unwrap(),
+        ])
+        .unwrap();
         let now = Timestamp::now();
         let user = new_user("ada@example.org", "Ada", "en".to_owned(), now);
         let session = SessionId::new();
@@ -112,7 +118,10 @@ mod tests {
             jsonwebtoken::decode::<Claims>(token.expose(), &key, &validation)
         };
         let claims = decode(&keys[0]).unwrap().claims;
-        assert_eq!((claims.sub, claims.sid, claims.exp - claims.iat), (user.id, session, 900));
+        assert_eq!(
+            (claims.sub, claims.sid, claims.exp - claims.iat),
+            (user.id, session, 900)
+        );
         assert!(decode(&keys[1]).is_err());
     }
 }

@@ -7,7 +7,10 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::Store;
-use crate::{error::Error, order::Order};
+use crate::{
+    error::Error,
+    order::{Order, Step},
+};
 
 /// How many due sagas are looked up at once.
 const BATCH: i64 = 256;
@@ -47,7 +50,7 @@ impl Store {
             return Ok(());
         };
         let next_at = match step {
-            crate::order::Step::AwaitPayment => order.deadline,
+            Step::AwaitPayment => order.deadline,
             _ => now,
         };
         sqlx::query(
@@ -175,16 +178,19 @@ impl Store {
         Ok(row.try_get::<i64, _>(0)? <= now.millis())
     }
 
-    /// Makes a waiting saga due at once.
+    /// Makes a saga that waits for payment's answer due at once.
     ///
     /// # Errors
     /// When the database cannot.
     pub async fn hurry(&self, order_id: OrderId, now: Timestamp) -> Result<(), Error> {
-        sqlx::query("UPDATE saga SET next_at = ?2 WHERE order_id = ?1 AND next_at > ?2")
-            .bind(order_id.to_string())
-            .bind(now.millis())
-            .execute(&self.pool)
-            .await?;
+        sqlx::query(
+            "UPDATE saga SET next_at = ?2
+             WHERE order_id = ?1 AND next_at > ?2 AND step = 'authorize'",
+        )
+        .bind(order_id.to_string())
+        .bind(now.millis())
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 }

@@ -1,0 +1,118 @@
+//! The services the gateway talks to.
+
+use std::{fmt, time::Duration};
+
+use nestling::{Client, transport};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+/// The pause between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long one try may take.
+const TRY: Duration = Duration::from_secs(5);
+
+/// One client for each service.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// Accounts.
+    pub user: Client,
+    /// Catalogue and stock.
+    pub product: Client,
+    /// Carts and orders.
+    pub order: Client,
+    /// Cards and charges.
+    pub payment: Client,
+    /// Reviews.
+    pub review: Client,
+    /// Recommendations.
+    pub recommendation: Client,
+}
+
+/// Where the services are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Urls {
+    /// The user service.
+    #[arg(long, env = "USER_URL", value_name = "URL")]
+    pub user: String,
+    /// The product service.
+    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
+    pub product: String,
+    /// The order service.
+    #[arg(long, env = "ORDER_URL", value_name = "URL")]
+    pub order: String,
+    /// The payment service.
+    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    pub payment: String,
+    /// The review service.
+    #[arg(long, env = "REVIEW_URL", value_name = "URL")]
+    pub review: String,
+    /// The recommendation service.
+    #[arg(long, env = "RECOMMENDATION_URL", value_name = "URL")]
+    pub recommendation: String,
+}
+
+/// A service that could not be connected to.
+#[derive(Debug)]
+pub struct ConnectError {
+    service: &'static str,
+    source: Option<transport::Error>,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connect to the {} service", self.service)
+    }
+}
+
+impl std::error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl Clients {
+    /// Connects to all, again and again for as long as `patience`, since they may be starting too.
+    ///
+    /// # Errors
+    /// The first that could not be reached in time.
+    pub async fn connect(urls: &Urls, patience: Duration) -> Result<Self, ConnectError> {
+        let until = Instant::now() + patience;
+        let instance = Uuid::new_v4().simple().to_string();
+        let connect = |service, url| connect(service, url, &instance, until);
+        let (user, product, order, payment, review, recommendation) = tokio::try_join!(
+            connect("user", &urls.user),
+            connect("product", &urls.product),
+            connect("order", &urls.order),
+            connect("payment", &urls.payment),
+            connect("review", &urls.review),
+            connect("recommendation", &urls.recommendation),
+        )?;
+        Ok(Self { user, product, order, payment, review, recommendation })
+    }
+}
+
+async fn connect(
+    service: &'static str,
+    url: &str,
+    instance: &str,
+    until: Instant,
+) -> Result<Client, ConnectError> {
+    loop {
+        // Two services may share a broker, on which a client's name must be its own.
+        let identity = format!("{instance}-{service}");
+        let build = Client::builder(url).identity("gateway", identity).build();
+        let source = match tokio::time::timeout(TRY, build).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        let hopeless = source
+            .as_ref()
+            .is_some_and(|error| error.kind() == transport::ErrorKind::Config);
+        if hopeless || Instant::now() + PAUSE >= until {
+            return Err(ConnectError { service, source });
+        }
+        tracing::debug!(service, ?source, "not there yet");
+        sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,36 @@
+//! The order service as a process of its own.
+
+use clap::Parser;
+use nestling::{service::Config, sqlite};
+use order::{Clock, Deps};
+
+/// Carts, checkout and orders.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    service: Config,
+    /// Where the product service is.
+    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
+    product: String,
+    /// Where the payment service is.
+    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    payment: String,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Arguments { service, product, payment } = Arguments::parse();
+    service.init_logging();
+    let app = order::start(Deps {
+        pool: sqlite::open(service.file("order.db")?).await?,
+        product: service.client("order", &product).build().await?,
+        payment: service.client("order", &payment).build().await?,
+        bus: service.bus("order").await?,
+        config: order::Config::default(),
+        clock: Clock::default(),
+    })
+    .await?;
+    service.server("order", app.router).run().await?;
+    drop(app.background);
+    Ok(())
+}

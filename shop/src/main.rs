@@ -1,0 +1,123 @@
+//! The `shop` command: the whole shop in one process, its demo data, and real data.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use nestling::transport::Memory;
+use shop::{Layout, Peers, Shop, Staff, import, seed};
+use tokio::net::TcpListener;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "The shop as a whole")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run all services and the gateway in this process, over the in-memory transport.
+    Dev {
+        /// Where the gateway listens.
+        #[arg(long, env = "BIND", default_value = "127.0.0.1:8080")]
+        bind: SocketAddr,
+        /// Where the databases are; in memory when absent.
+        #[arg(long, env = "DATA")]
+        data: Option<PathBuf>,
+    },
+    /// Add the demo catalogue to a running shop; repeating it changes nothing.
+    Seed {
+        /// What to add.
+        #[arg(long, default_value = "demo")]
+        profile: Profile,
+        #[command(flatten)]
+        peers: Peers,
+    },
+    /// Add real data to a running shop; what was stopped goes on.
+    Import {
+        #[command(subcommand)]
+        source: Source,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Profile {
+    /// 12 categories, 240 products.
+    Demo,
+}
+
+#[derive(Debug, Subcommand)]
+enum Source {
+    /// The UCI Online Retail transactions (Chen, 2015, CC BY 4.0), as CSV, plain or .xz.
+    OnlineRetail {
+        /// The file.
+        file: PathBuf,
+        /// Where to note how far it came.
+        #[arg(long, default_value = "data/import/online-retail.json")]
+        state: PathBuf,
+        #[command(flatten)]
+        peers: Peers,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    nestling::service::init_logging();
+    match Args::parse().command {
+        Command::Dev { bind, data } => dev(bind, data).await,
+        Command::Seed { profile: Profile::Demo, peers } => {
+            let product = Staff::connect(&peers.product).await?;
+            let imported = seed::catalogue(&product).await?;
+            println!("catalogue: {} products added, {} known", imported.added, imported.known);
+            product.close().await;
+            print_logins();
+            Ok(())
+        }
+        Command::Import { source: Source::OnlineRetail { file, state, peers } } => {
+            online_retail(&file, &state, &peers).await
+        }
+    }
+}
+
+async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
+    let memory = Memory::new();
+    let shop = Shop::start(&Layout { data, ..Layout::new(&memory, &memory) }).await?;
+    seed::catalogue(&Staff::connect(&shop.product).await?).await?;
+    let listener = TcpListener::bind(bind).await.with_context(|| format!("listen on {bind}"))?;
+    println!("shop: http://{}", listener.local_addr()?);
+    print_logins();
+    println!("card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline");
+    gateway::serve(listener, shop.clients.clone()).await?;
+    shop.shutdown().await;
+    Ok(())
+}
+
+fn print_logins() {
+    for account in user::DEMO_ACCOUNTS {
+        let role = account.roles.last().map_or("customer", |role| role.as_str());
+        println!("login: {role} {} {}", account.email, account.password);
+    }
+}
+
+async fn online_retail(file: &std::path::Path, state: &std::path::Path, peers: &Peers) -> anyhow::Result<()> {
+    eprintln!("reading {}", file.display());
+    let retail = import::read(file)?;
+    let (products, orders) = retail.size();
+    let report = &retail.report;
+    println!("{} lines: {} sales of {products} products in {orders} orders", report.lines, report.sales);
+    println!(
+        "{} returns, {} returns of nothing we know, {} lines that are no goods, {} bad lines",
+        report.returns, report.unmatched_returns, report.not_goods, report.bad
+    );
+    for (line, wrong) in &report.bad_lines {
+        println!("  line {line}: {wrong}");
+    }
+    let product = Staff::connect(&peers.product).await?;
+    let order = Staff::connect(&peers.order).await?;
+    import::send(&retail, &product, &order, state).await?;
+    product.close().await;
+    order.close().await;
+    println!("imported");
+    Ok(())
+}
