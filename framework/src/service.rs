@@ -1,6 +1,6 @@
 //! What the `main` of every service does: command line, logging, connecting, running.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal, path::PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
@@ -77,5 +77,15 @@ impl Config {
 /// without a [`Config`], such as a gateway.
 pub fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_ansi(colours).with_writer(std::io::stderr);
+    subscriber.with_env_filter(filter).init();
+}
+
+/// Waits for SIGINT or SIGTERM: for a process that is not a [`Server`].
+///
+/// # Errors
+/// When signals cannot be waited for.
+pub async fn terminated() -> std::io::Result<()> {
+    crate::server::terminated().await
 }

@@ -46,7 +46,7 @@ async fn start(url: &str, service: &str, router: Router) -> Running {
         .listen(url)
         .start()
         .await
-        .unwrap()
+        .expect("the server starts")
 }
 
 async fn double(Payload(n): Payload<u64>) -> Result<u64, RpcError> {
@@ -562,4 +562,30 @@ async fn an_address_without_a_broker_is_an_error_that_names_it() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn a_header_that_breaks_the_client_library_does_not_end_the_service() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let url = nats!();
+    let one = pattern("one");
+    let server = start(&url, "poisoned", Router::new().message_at(one, double)).await;
+    let host = url.strip_prefix("nats://").unwrap();
+    let mut raw = tokio::net::TcpStream::connect(host).await.unwrap();
+    let hello = "CONNECT {\"verbose\":false,\"headers\":true}\r\n";
+    let poison = format!("HPUB {one} 20 22\r\nNATS/1.0\r\nx: a\rb\r\n\r\n21\r\nPING\r\n");
+    raw.write_all(format!("{hello}{poison}").as_bytes())
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    while !seen.contains("PONG") {
+        let mut buffer = [0; 4096];
+        let read = timeout(SOON, raw.read(&mut buffer)).await.unwrap().unwrap();
+        seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        assert!(!seen.contains("-ERR"), "{seen}");
+    }
+    let client = Client::connect(&url).await.unwrap();
+    let back = async { while client.send_at::<u64>(one, &21).await.is_err() {} };
+    timeout(SOON, back).await.expect("the service is gone");
+    server.shutdown().await;
 }

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 const PREFACE: &[u8; 9] = b"\0NST\x01\0\0\0\x01";
 const ANY_PORT: &str = "tcp://127.0.0.1:0";
 
@@ -315,6 +315,31 @@ async fn a_refused_connection_is_an_error_at_once() {
         assert_eq!(refused.code, Code::Unavailable);
         assert!(refused.message.contains(&address.to_string()), "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_found_again() {
+    let server = serve(echo()).await;
+    let address = server.address().to_owned();
+    let client = Client::connect(&*address).await.unwrap();
+    assert_eq!(client.send_at::<String>("echo", "x").await.unwrap(), "x");
+    // As a crash would.
+    drop(server);
+    let restarted = async {
+        loop {
+            match Server::new("test", echo()).listen(&*address).start().await {
+                Ok(server) => break server,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let _server = within(restarted).await;
+    let answered = async {
+        while client.send_at::<String>("echo", "x").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(answered).await;
 }
 
 #[tokio::test]

@@ -38,7 +38,11 @@ pub(crate) struct Keyring {
 
 impl Keyring {
     pub(crate) fn new(user: Client) -> Self {
-        Self { user, known: RwLock::default(), next: Mutex::default() }
+        Self {
+            user,
+            known: RwLock::default(),
+            next: Mutex::default(),
+        }
     }
 
     async fn verify(&self, token: &str, calls: &Calls) -> Result<Actor, Problem> {
@@ -56,21 +60,44 @@ impl Keyring {
         validation.leeway = LEEWAY_S;
         validation.set_issuer(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "iss", "sub"]);
-        let token = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| refuse())?;
-        let Claims { sub, sid, roles, .. } = token.claims;
-        Ok(Actor { user_id: sub, roles, session: sid })
+        let token =
+            jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| refuse())?;
+        let Claims {
+            sub, sid, roles, ..
+        } = token.claims;
+        Ok(Actor {
+            user_id: sub,
+            roles,
+            session: sid,
+        })
     }
 
     fn find(&self, kid: &str) -> Option<DecodingKey> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
+        self.known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(kid)
+            .cloned()
     }
 
     async fn refresh(&self, kid: &str, calls: &Calls) -> Result<(), Problem> {
         let mut next = self.next.lock().await;
-        let too_soon = next.is_some_and(|next| Instant::now() < next);
         // Another request may have brought it while this one waited.
-        if too_soon || self.find(kid).is_some() {
+        if self.find(kid).is_some() {
             return Ok(());
+        }
+        if next.is_some_and(|next| Instant::now() < next) {
+            let none = self
+                .known
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_empty();
+            let detail = "tokens cannot be verified at the moment";
+            return if none {
+                Err(Problem::new(Reason::Unavailable, detail))
+            } else {
+                Ok(())
+            };
         }
         let reply = calls.send(&self.user, GetKeys {}).await;
         *next = Some(Instant::now() + if reply.is_ok() { REFRESH } else { RETRY });
@@ -93,16 +120,27 @@ impl FromRequestParts<Gateway> for Visitor {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        let Some(value) = parts.headers.get(header::AUTHORIZATION) else { return Ok(Self(None)) };
+        let Ok(calls) = Calls::from_request_parts(parts, gateway).await;
+        let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
+            return Ok(Self(None));
+        };
         let token = value.to_str().ok().and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then_some(token.trim())
         });
         let token = token.ok_or_else(|| {
-            Problem::new(Reason::Unauthenticated, "the Authorization header is not a bearer token")
+            Problem::new(
+                Reason::Unauthenticated,
+                "the Authorization header is not a bearer token",
+            )
         })?;
-        let Ok(calls) = Calls::from_request_parts(parts, gateway).await;
-        gateway.keyring.verify(token, &calls).await.map(|actor| Self(Some(actor)))
+        gateway
+            .keyring
+            .verify(token, &calls)
+            .await
+            .map(|actor| Self(Some(actor)))
     }
 }
 
@@ -114,7 +152,9 @@ impl FromRequestParts<Gateway> for SignedIn {
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
         let Visitor(actor) = Visitor::from_request_parts(parts, gateway).await?;
-        actor.map(Self).ok_or_else(|| Problem::new(Reason::Unauthenticated, "sign in first"))
+        actor
+            .map(Self)
+            .ok_or_else(|| Problem::new(Reason::Unauthenticated, "sign in first"))
     }
 }
 

@@ -53,22 +53,34 @@ impl Calls {
 
     /// Calls that say who asks.
     pub(crate) fn by(&self, actor: &Actor) -> Self {
-        Self { actor: Some(actor.to_header()), ..self.clone() }
+        Self {
+            actor: Some(actor.to_header()),
+            ..self.clone()
+        }
     }
 
     /// Calls that say which request they repeat.
     pub(crate) fn with_key(&self, key: Option<String>) -> Self {
-        Self { idempotency_key: key, ..self.clone() }
+        Self {
+            idempotency_key: key,
+            ..self.clone()
+        }
     }
 
     /// Calls that end within `limit` from now, whatever the request's own deadline.
     pub(crate) fn within(&self, limit: Duration) -> Self {
-        Self { deadline: Instant::now() + limit, ..self.clone() }
+        Self {
+            deadline: Instant::now() + limit,
+            ..self.clone()
+        }
     }
 
     /// Calls that leave time for something else.
     pub(crate) fn at_most(&self, limit: Duration) -> Self {
-        Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
+        Self {
+            deadline: self.deadline.min(Instant::now() + limit),
+            ..self.clone()
+        }
     }
 
     pub(crate) async fn send<M: Message<Shape = Single>>(
@@ -93,7 +105,10 @@ impl Calls {
             transport: client.transport(),
             took: started.elapsed(),
         };
-        self.timings.lock().unwrap_or_else(PoisonError::into_inner).push(timing);
+        self.timings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(timing);
         reply
     }
 
@@ -105,12 +120,23 @@ impl Calls {
     pub(crate) fn server_timing(&self) -> Option<HeaderValue> {
         let timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
-        for Timing { pattern, transport, took } in &*timings {
+        for Timing {
+            pattern,
+            transport,
+            took,
+        } in &*timings
+        {
             let separator = if text.is_empty() { "" } else { ", " };
             let millis = took.as_secs_f64() * 1000.0;
-            write!(text, "{separator}{pattern};dur={millis:.2};desc=\"{transport}\"").ok()?;
+            write!(
+                text,
+                "{separator}{pattern};dur={millis:.2};desc=\"{transport}\""
+            )
+            .ok()?;
         }
-        HeaderValue::try_from(text).ok().filter(|text| !text.is_empty())
+        HeaderValue::try_from(text)
+            .ok()
+            .filter(|text| !text.is_empty())
     }
 }
 
@@ -125,7 +151,9 @@ impl<S: Sync> FromRequestParts<S> for Calls {
 
 /// The caller's trace, or a new one (W3C Trace Context, version 00).
 fn traceparent(headers: &HeaderMap) -> String {
-    let given = headers.get(header::TRACEPARENT).and_then(|value| value.to_str().ok());
+    let given = headers
+        .get(header::TRACEPARENT)
+        .and_then(|value| value.to_str().ok());
     if let Some(given) = given.filter(|given| is_traceparent(given)) {
         return given.to_owned();
     }
@@ -136,11 +164,15 @@ fn traceparent(headers: &HeaderMap) -> String {
 fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, length: usize| {
         part.len() == length
-            && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     let not_zero = |part: &str| part.bytes().any(|byte| byte != b'0');
     let parts: Vec<_> = text.split('-').collect();
-    let [version, trace, span, flags] = parts[..] else { return false };
+    let [version, trace, span, flags] = parts[..] else {
+        return false;
+    };
     version == "00"
         && hex(trace, 32)
         && not_zero(trace)
@@ -159,7 +191,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", HeaderValue::from_static(given));
         assert_eq!(traceparent(&headers), given);
-        for bad in ["", "00-0-0-01", "zz", &given.to_uppercase(), &given.replace('b', "x")] {
+        for bad in [
+            "",
+            "00-0-0-01",
+            "zz",
+            &given.to_uppercase(),
+            &given.replace('b', "x"),
+        ] {
             assert!(!is_traceparent(bad), "{bad}");
         }
         assert!(is_traceparent(&traceparent(&HeaderMap::new())));

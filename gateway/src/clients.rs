@@ -66,7 +66,9 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as &(dyn std::error::Error + 'static))
+        self.source
+            .as_ref()
+            .map(|source| source as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -87,7 +89,14 @@ impl Clients {
             connect("review", &urls.review),
             connect("recommendation", &urls.recommendation),
         )?;
-        Ok(Self { user, product, order, payment, review, recommendation })
+        Ok(Self {
+            user,
+            product,
+            order,
+            payment,
+            review,
+            recommendation,
+        })
     }
 }
 

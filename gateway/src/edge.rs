@@ -65,10 +65,14 @@ fn secure(headers: &mut HeaderMap) {
 
 /// The sender's id of the request if it is harmless, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let given = headers
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok());
     let harmless = |id: &&str| {
         (1..=LONGEST_ID).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     match given.filter(harmless) {
         Some(given) => given.to_owned(),
@@ -77,7 +81,10 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// The answer when a handler panicked, which is our fault and nobody's business.
-#[expect(clippy::needless_pass_by_value, reason = "the layer that calls it gives it away")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the layer that calls it gives it away"
+)]
 pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

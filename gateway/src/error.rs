@@ -84,7 +84,10 @@ fn of_status(status: StatusCode) -> &'static str {
 
 impl Problem {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { detail: Some(detail.into()), ..Self::plain(reason) }
+        Self {
+            detail: Some(detail.into()),
+            ..Self::plain(reason)
+        }
     }
 
     fn plain(reason: Reason) -> Self {
@@ -105,7 +108,12 @@ impl Problem {
 
     /// For a response that has a status and nothing that explains it.
     pub(crate) fn of_status(status: StatusCode) -> Self {
-        Self { status, code: of_status(status), detail: None, more: Map::new() }
+        Self {
+            status,
+            code: of_status(status),
+            detail: None,
+            more: Map::new(),
+        }
     }
 
     #[must_use]
@@ -120,7 +128,9 @@ impl Problem {
     pub(crate) fn without_prefix(mut self, prefix: &str) -> Self {
         let errors = self.more.get_mut("errors").and_then(Value::as_array_mut);
         for error in errors.into_iter().flatten() {
-            let Some(Value::String(pointer)) = error.get_mut("pointer") else { continue };
+            let Some(Value::String(pointer)) = error.get_mut("pointer") else {
+                continue;
+            };
             if let Some(rest) = pointer.strip_prefix(prefix) {
                 *pointer = rest.to_owned();
             }
@@ -157,8 +167,12 @@ impl From<RpcError> for Problem {
         } else if reason.is_some() {
             problem.detail = Some(error.message);
             if let Some(Value::Object(details)) = error.details {
-                let taken = ["type", "title", "status", "detail", "instance", "code", "reason"];
-                let free = details.into_iter().filter(|(name, _)| !taken.contains(&&**name));
+                let taken = [
+                    "type", "title", "status", "detail", "instance", "code", "reason",
+                ];
+                let free = details
+                    .into_iter()
+                    .filter(|(name, _)| !taken.contains(&&**name));
                 problem.more.extend(free);
             }
         }
@@ -216,8 +230,14 @@ mod tests {
         let problem = Problem::from(Reason::OutOfStock.error_with("too few", "short", json!([1])));
         let body = problem.body("r1");
         assert_eq!(body["type"], "/problems/out_of_stock");
-        assert_eq!((&body["status"], &body["code"]), (&json!(409), &json!("out_of_stock")));
-        assert_eq!((&body["detail"], &body["short"]), (&json!("too few"), &json!([1])));
+        assert_eq!(
+            (&body["status"], &body["code"]),
+            (&json!(409), &json!("out_of_stock"))
+        );
+        assert_eq!(
+            (&body["detail"], &body["short"]),
+            (&json!("too few"), &json!([1]))
+        );
         assert_eq!(body["instance"], "r1");
 
         for error in [
@@ -227,7 +247,12 @@ mod tests {
             Reason::Internal.error("secret"),
             RpcError::unavailable("secret"),
         ] {
-            assert!(!Problem::from(error).body("r1").to_string().contains("secret"));
+            assert!(
+                !Problem::from(error)
+                    .body("r1")
+                    .to_string()
+                    .contains("secret")
+            );
         }
     }
 

@@ -21,8 +21,8 @@ use axum::{Router, extract::DefaultBodyLimit, middleware};
 use tokio::{net::TcpListener, sync::oneshot};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use self::clients::{Clients, ConnectError, Urls};
 use self::auth::Keyring;
+pub use self::clients::{Clients, ConnectError, Urls};
 
 /// The largest body of a request.
 const MAX_BODY: usize = 256 * 1024;
@@ -52,7 +52,11 @@ pub fn app(clients: Clients) -> Router {
     let (router, document) = routes::all().split_for_parts();
     let keyring = Keyring::new(clients.user.clone());
     let document = docs::complete(document);
-    let gateway = Gateway(Arc::new(Shared { clients, keyring, document }));
+    let gateway = Gateway(Arc::new(Shared {
+        clients,
+        keyring,
+        document,
+    }));
     router
         .with_state(gateway)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -17,7 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[command(version, about = "The shop's HTTP interface")]
 struct Options {
     /// Where to listen for HTTP.
-    #[arg(long, env = "BIND", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "BIND",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080"
+    )]
     bind: SocketAddr,
     #[command(flatten)]
     urls: Urls,
@@ -27,8 +32,7 @@ struct Options {
 async fn main() -> anyhow::Result<()> {
     let Options { bind, urls } = Options::parse();
     nestling::service::init_logging();
-    let stop = terminated().context("listen for signals")?;
-    tokio::pin!(stop);
+    let mut stop = Box::pin(terminated().context("listen for signals")?);
     let clients = tokio::select! {
         clients = Clients::connect(&urls, PATIENCE) => clients.context("connect to the services")?,
         () = &mut stop => return Ok(()),

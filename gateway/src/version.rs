@@ -17,9 +17,14 @@ fn tag(version: u64) -> String {
 /// A body with its version, or 304 to a reader who has that version.
 pub(crate) fn tagged(version: u64, body: impl Serialize, request: &HeaderMap) -> Response {
     let tag = tag(version);
-    let known = request.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let known = request
+        .get(header::IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok());
     let is_known = known.is_some_and(|known| {
-        known == "*" || known.split(',').any(|one| one.trim().trim_start_matches("W/") == tag)
+        known == "*"
+            || known
+                .split(',')
+                .any(|one| one.trim().trim_start_matches("W/") == tag)
     });
     let mut response = if is_known {
         StatusCode::NOT_MODIFIED.into_response()
@@ -39,7 +44,10 @@ pub(crate) fn tagged(version: u64, body: impl Serialize, request: &HeaderMap) ->
 pub(crate) fn expected(request: &HeaderMap, in_body: Option<u64>) -> Result<u64, Problem> {
     let Some(tag) = request.get(header::IF_MATCH) else {
         return in_body.ok_or_else(|| {
-            Problem::new(Reason::PreconditionRequired, "say which version is changed: If-Match")
+            Problem::new(
+                Reason::PreconditionRequired,
+                "say which version is changed: If-Match",
+            )
         });
     };
     let version = tag.to_str().ok().and_then(|tag| {
@@ -67,7 +75,10 @@ mod tests {
     #[test]
     fn a_reader_who_has_the_version_gets_no_body() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"1\", \"2\""));
+        headers.insert(
+            header::IF_NONE_MATCH,
+            HeaderValue::from_static("\"1\", \"2\""),
+        );
         assert_eq!(tagged(2, 0, &headers).status(), StatusCode::NOT_MODIFIED);
         assert_eq!(tagged(3, 0, &headers).status(), StatusCode::OK);
     }

@@ -23,7 +23,7 @@ use contracts::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nestling::RpcError;
 
-use crate::peers::Staff;
+use crate::staff::Staff;
 
 /// How many bad lines are listed; all are counted.
 const MOST_LISTED: usize = 20;

@@ -2,7 +2,7 @@
 //! given. `shop dev` and the tests of the whole start it from here.
 
 mod layout;
-mod peers;
+mod staff;
 
 pub mod import;
 pub mod seed;
@@ -15,7 +15,7 @@ use nestling::{Endpoint, Running};
 
 pub use self::{
     layout::Layout,
-    peers::{Peers, Staff},
+    staff::Staff,
 };
 
 /// Every service, running.

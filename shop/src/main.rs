@@ -4,8 +4,9 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use nestling::transport::Memory;
-use shop::{Layout, Peers, Shop, Staff, import, seed};
+use gateway::Urls;
+use nestling::{service::terminated, transport::Memory};
+use shop::{Layout, Shop, Staff, import, seed};
 use tokio::net::TcpListener;
 
 #[derive(Debug, Parser)]
@@ -32,7 +33,7 @@ enum Command {
         #[arg(long, default_value = "demo")]
         profile: Profile,
         #[command(flatten)]
-        peers: Peers,
+        peers: Urls,
     },
     /// Add real data to a running shop; what was stopped goes on.
     Import {
@@ -57,7 +58,7 @@ enum Source {
         #[arg(long, default_value = "data/import/online-retail.json")]
         state: PathBuf,
         #[command(flatten)]
-        peers: Peers,
+        peers: Urls,
     },
 }
 
@@ -88,7 +89,12 @@ async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
     println!("shop: http://{}", listener.local_addr()?);
     print_logins();
     println!("card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline");
-    gateway::serve(listener, shop.clients.clone()).await?;
+    let stop = async {
+        if let Err(error) = terminated().await {
+            tracing::error!(%error, "signals cannot be waited for");
+        }
+    };
+    gateway::serve(listener, gateway::app(shop.clients.clone()), stop).await?;
     shop.shutdown().await;
     Ok(())
 }
@@ -100,7 +106,7 @@ fn print_logins() {
     }
 }
 
-async fn online_retail(file: &std::path::Path, state: &std::path::Path, peers: &Peers) -> anyhow::Result<()> {
+async fn online_retail(file: &std::path::Path, state: &std::path::Path, peers: &Urls) -> anyhow::Result<()> {
     eprintln!("reading {}", file.display());
     let retail = import::read(file)?;
     let (products, orders) = retail.size();

@@ -12,7 +12,7 @@ use contracts::{
 };
 use fastrand::Rng;
 
-use crate::peers::Staff;
+use crate::staff::Staff;
 
 /// A category, what its products are called, and what they cost in minor units.
 struct Shelf {

@@ -420,7 +420,7 @@ impl Running {
 }
 
 /// Waits for SIGINT or SIGTERM.
-async fn terminated() -> std::io::Result<()> {
+pub(crate) async fn terminated() -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

@@ -34,7 +34,7 @@ use crate::{
     transport::{Delivery, Gone, Kind, Outcome, Source},
 };
 
-/// How many deliveries one round takes at most.
+/// How many deliveries one round takes at most, and how many values a stream gives without a pause.
 const BATCH: usize = 64;
 
 /// What all sources of a server share.
@@ -78,7 +78,7 @@ impl Loop {
             source,
             origin,
             stop: Some(stop),
-            batch: Vec::with_capacity(BATCH),
+            batch: Vec::new(),
             in_work: TaskTracker::new(),
             lanes: Lanes::default(),
         };
@@ -359,16 +359,28 @@ impl Running {
             }
         }
         let mut stream = self.stream.take()?;
+        let mut burst = 0;
         loop {
             let step = poll_fn(|task| {
-                let step = self.poll_stream(&mut stream, delivery, task);
-                if step.is_ready() {
-                    return step.map(Ok);
+                // A stream that always has a value, on a wire that always has room, pauses now and
+                // then: others want to run, and it may have to end.
+                let pause = burst == BATCH;
+                if !pause {
+                    burst += 1;
+                    let step = self.poll_stream(&mut stream, delivery, task);
+                    if step.is_ready() {
+                        return step.map(Ok);
+                    }
                 }
+                burst = 0;
                 if delivery.responder().poll_cancelled(task).is_ready() {
                     return Poll::Ready(Err(Interrupted::Cancelled));
                 }
-                interrupt.as_mut().get_mut().poll(task).map(Err)
+                let interrupted = interrupt.as_mut().get_mut().poll(task).map(Err);
+                if pause && interrupted.is_pending() {
+                    task.waker().wake_by_ref();
+                }
+                interrupted
             });
             match step.await {
                 Ok(Step::Value) => {}

@@ -7,7 +7,7 @@
 //! once, outside.
 //!
 //! To add one, implement [`ServerTransport`] and [`ClientTransport`]; `examples/custom_transport.rs`
-//! shows both in a hundred lines.
+//! shows both over a Unix socket.
 
 mod address;
 mod calls;

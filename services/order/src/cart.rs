@@ -29,7 +29,7 @@ impl Carts {
     pub(crate) async fn get(&self, owner: &Owner) -> Result<Cart, Error> {
         let stored = self.store.cart(&cart_name(owner)).await?;
         let quoted = quote(&self.product, quantities(&stored)).await?;
-        Ok(priced(&stored, &quoted.lines, self.currency)?)
+        priced(&stored, &quoted.lines, self.currency)
     }
 
     pub(crate) async fn put(&self, request: &PutCartLine) -> Result<Cart, Error> {
@@ -41,7 +41,10 @@ impl Carts {
             self.store.drop_line(&mut tx, &cart, product_id).await?;
             self.store.commit(tx).await?;
         } else {
-            let wanted = vec![Quantity { product_id, qty: request.qty }];
+            let wanted = vec![Quantity {
+                product_id,
+                qty: request.qty,
+            }];
             let quoted = quote(&self.product, wanted).await?.lines.into_iter().next();
             let line = quoted.ok_or_else(|| Error::NotSold(vec![product_id]))?;
             self.put_line(&cart, request.qty, line).await?;
@@ -50,17 +53,48 @@ impl Carts {
     }
 
     async fn put_line(&self, cart: &str, qty: u32, line: QuotedLine) -> Result<(), Error> {
-        let QuotedLine { product_id, name, unit_net, .. } = line;
+        let QuotedLine {
+            product_id,
+            name,
+            unit_net,
+            ..
+        } = line;
         let mut tx = self.store.begin().await?;
         let stored = self.store.cart_in(&mut tx, cart).await?;
-        let others: Vec<_> =
-            stored.lines.iter().filter(|line| line.product_id != product_id).collect();
+        let others: Vec<_> = stored
+            .lines
+            .iter()
+            .filter(|line| line.product_id != product_id)
+            .collect();
         let mut fields = Fields::new();
-        fields.check(others.len() < MOST_LINES, "/product_id", "too_many", "at most 100 lines");
-        let is_same = others.iter().all(|line| line.unit_net.currency == unit_net.currency);
-        fields.check(is_same, "/product_id", "currency", "priced in another currency than the cart");
+        fields.check(
+            others.len() < MOST_LINES,
+            "/product_id",
+            "too_many",
+            "at most 100 lines",
+        );
+        let is_same = others
+            .iter()
+            .all(|line| line.unit_net.currency == unit_net.currency);
+        fields.check(
+            is_same,
+            "/product_id",
+            "currency",
+            "priced in another currency than the cart",
+        );
         fields.finish()?;
-        self.store.put_line(&mut tx, cart, &StoredLine { product_id, qty, name, unit_net }).await?;
+        self.store
+            .put_line(
+                &mut tx,
+                cart,
+                &StoredLine {
+                    product_id,
+                    qty,
+                    name,
+                    unit_net,
+                },
+            )
+            .await?;
         self.store.commit(tx).await
     }
 
@@ -76,13 +110,19 @@ impl Carts {
 /// Asks for prices; nothing costs no call.
 pub(crate) async fn quote(product: &Client, lines: Vec<Quantity>) -> Result<QuotedLines, Error> {
     if lines.is_empty() {
-        return Ok(QuotedLines { lines: Vec::new(), missing: Vec::new() });
+        return Ok(QuotedLines {
+            lines: Vec::new(),
+            missing: Vec::new(),
+        });
     }
     Ok(product.send(QuoteLines { lines }).await?)
 }
 
 pub(crate) fn quantities(cart: &StoredCart) -> Vec<Quantity> {
-    let quantity = |line: &StoredLine| Quantity { product_id: line.product_id, qty: line.qty };
+    let quantity = |line: &StoredLine| Quantity {
+        product_id: line.product_id,
+        qty: line.qty,
+    };
     cart.lines.iter().map(quantity).collect()
 }
 
@@ -93,7 +133,10 @@ fn priced(stored: &StoredCart, quoted: &[QuotedLine], currency: Currency) -> Res
     let totals = pricing::totals(&priced, None, currency)?;
     let find = |id: ProductId| {
         let line = priced.iter().find(|line| line.product_id == id)?;
-        Some((line, quoted.iter().find(|line| line.product_id == id)?.available))
+        Some((
+            line,
+            quoted.iter().find(|line| line.product_id == id)?.available,
+        ))
     };
     let lines = stored.lines.iter().map(|line| match find(line.product_id) {
         Some((now, available)) => CartLine {

@@ -43,7 +43,12 @@ impl Checkout {
             Owner::User(user_id) => Some(user_id),
             Owner::Anon(_) => None,
         };
-        self.keep(StoredQuote { user_id, cart, quote }).await
+        self.keep(StoredQuote {
+            user_id,
+            cart,
+            quote,
+        })
+        .await
     }
 
     /// Places the order once for each key; a repetition gets the first answer, whatever has become
@@ -68,7 +73,9 @@ impl Checkout {
         let mut order = Order::blank(id);
         let user_id = placed.user_id;
         let facts = [Fact::Placed(Box::new(placed))];
-        self.store.append(&mut tx, &mut order, &facts, Some(user_id), now).await?;
+        self.store
+            .append(&mut tx, &mut order, &facts, Some(user_id), now)
+            .await?;
         let view = order.view();
         self.store.remember(&mut tx, &once, &view, now).await?;
         self.store.commit(tx).await?;
@@ -78,7 +85,14 @@ impl Checkout {
 
     /// What is wrong with the request, or the order it makes.
     async fn check(&self, request: PlaceOrder) -> Result<(OrderId, Placed), Error> {
-        let PlaceOrder { user_id, quote_id, address, shipping_option, method_id, email } = request;
+        let PlaceOrder {
+            user_id,
+            quote_id,
+            address,
+            shipping_option,
+            method_id,
+            email,
+        } = request;
         let now = self.clock.now();
         let stored = self.usable_quote(quote_id, user_id).await?;
         let quote = &stored.quote;
@@ -98,10 +112,17 @@ impl Checkout {
             address.check(&mut fields, "/address");
         }
         fields.finish()?;
-        let wanted = shipping_option.as_deref().or(quote.shipping_option.as_deref());
+        let wanted = shipping_option
+            .as_deref()
+            .or(quote.shipping_option.as_deref());
         let option = choose(&quote.options, wanted)?;
-        let quantity = |line: &OrderLine| Quantity { product_id: line.product_id, qty: line.qty };
-        let lines = self.priced(quote.lines.iter().map(quantity).collect()).await?;
+        let quantity = |line: &OrderLine| Quantity {
+            product_id: line.product_id,
+            qty: line.qty,
+        };
+        let lines = self
+            .priced(quote.lines.iter().map(quantity).collect())
+            .await?;
         if !pricing::is_same_price(&lines, &quote.lines) {
             return Err(self.price_changed(&stored, lines, wanted).await?.into());
         }
@@ -126,7 +147,11 @@ impl Checkout {
     async fn usable_quote(&self, id: QuoteId, user_id: UserId) -> Result<StoredQuote, Error> {
         let stored = self.store.quote(id).await?.ok_or(Error::NoQuote)?;
         let is_usable = stored.user_id.is_none_or(|owner| owner == user_id);
-        if is_usable { Ok(stored) } else { Err(Error::NoQuote) }
+        if is_usable {
+            Ok(stored)
+        } else {
+            Err(Error::NoQuote)
+        }
     }
 
     async fn price_changed(
@@ -137,7 +162,13 @@ impl Checkout {
     ) -> Result<RpcError, Error> {
         let quote = self.make_quote(lines, shipping_option)?;
         let cart = old.cart.clone();
-        let quote = self.keep(StoredQuote { user_id: old.user_id, cart, quote }).await?;
+        let quote = self
+            .keep(StoredQuote {
+                user_id: old.user_id,
+                cart,
+                quote,
+            })
+            .await?;
         Ok(Reason::PriceChanged.error_with("prices have changed", "quote", json!(quote)))
     }
 
@@ -145,9 +176,11 @@ impl Checkout {
         let quoted = quote(&self.product, wanted.clone()).await?;
         let lines = pricing::lines(&wanted, &quoted.lines)?;
         if lines.len() < wanted.len() {
-            let is_missing =
-                |id: &_| !quoted.lines.iter().any(|line| line.product_id == *id);
-            let missing = wanted.into_iter().map(|line| line.product_id).filter(is_missing);
+            let is_missing = |id: &_| !quoted.lines.iter().any(|line| line.product_id == *id);
+            let missing = wanted
+                .into_iter()
+                .map(|line| line.product_id)
+                .filter(is_missing);
             return Err(Error::NotSold(missing.collect()));
         }
         Ok(lines)
@@ -178,16 +211,30 @@ fn choose<'a>(
     options: &'a [ShippingOption],
     wanted: Option<&str>,
 ) -> Result<Option<&'a ShippingOption>, Error> {
-    let Some(wanted) = wanted.filter(|_| !options.is_empty()) else { return Ok(options.first()) };
+    let Some(wanted) = wanted.filter(|_| !options.is_empty()) else {
+        return Ok(options.first());
+    };
     let option = options.iter().find(|option| option.id == wanted);
     let mut fields = Fields::new();
-    let known = options.iter().map(|option| option.id.as_str()).collect::<Vec<_>>().join(", ");
-    fields.check(option.is_some(), "/shipping_option", "unknown", &format!("one of {known}"));
+    let known = options
+        .iter()
+        .map(|option| option.id.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
+    fields.check(
+        option.is_some(),
+        "/shipping_option",
+        "unknown",
+        &format!("one of {known}"),
+    );
     fields.finish()?;
     Ok(option)
 }
 
 /// Tells two requests under one key apart.
 pub(crate) fn fingerprint<M: Message>(request: &M) -> Result<Uuid, Error> {
-    Ok(Uuid::new_v5(&Uuid::NAMESPACE_OID, &serde_json::to_vec(request)?))
+    Ok(Uuid::new_v5(
+        &Uuid::NAMESPACE_OID,
+        &serde_json::to_vec(request)?,
+    ))
 }

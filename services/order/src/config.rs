@@ -64,6 +64,8 @@ pub struct Config {
     pub lease: Duration,
     /// How many sagas run at once.
     pub concurrency: usize,
+    /// The replica's stable name, if it has one: it takes up at once what it left in a crash.
+    pub instance: Option<String>,
 }
 
 impl Default for Config {
@@ -79,9 +81,10 @@ impl Default for Config {
             quick_retries: 5,
             steady_retry: Duration::from_secs(5),
             pending_retry: Duration::from_millis(500),
-            call_timeout: Duration::from_secs(5),
-            lease: Duration::from_secs(15),
+            call_timeout: Duration::from_secs(4),
+            lease: Duration::from_secs(10),
             concurrency: 64,
+            instance: None,
         }
     }
 }
@@ -117,7 +120,9 @@ mod tests {
     #[test]
     fn retries_are_quick_at_first_and_then_steady() {
         let config = Config::default();
-        let pauses: Vec<_> = (1..=7).map(|tries| config.retry_after(tries).as_millis()).collect();
+        let pauses: Vec<_> = (1..=7)
+            .map(|tries| config.retry_after(tries).as_millis())
+            .collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 5000, 5000]);
         assert_eq!(config.pending_after(u32::MAX), config.steady_retry);
     }

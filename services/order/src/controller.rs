@@ -107,27 +107,57 @@ impl OrderController {
 
     #[event_pattern]
     async fn captured(&self, event: PaymentCaptured, cx: Context) -> Result<(), Error> {
-        let PaymentCaptured { order_id, payment_id, amount, .. } = event;
+        let PaymentCaptured {
+            order_id,
+            payment_id,
+            amount,
+            ..
+        } = event;
         let input = Input::Captured { payment_id, amount };
-        self.orders.hear("order.captured", order_id, &input, &cx).await
+        self.orders
+            .hear("order.captured", order_id, &input, &cx)
+            .await
     }
 
     #[event_pattern]
     async fn refunded(&self, event: PaymentRefunded, cx: Context) -> Result<(), Error> {
-        let PaymentRefunded { order_id, payment_id, amount, full, .. } = event;
-        let input = Input::Refunded { payment_id, amount, full };
-        self.orders.hear("order.refunded", order_id, &input, &cx).await
+        let PaymentRefunded {
+            order_id,
+            payment_id,
+            amount,
+            full,
+            ..
+        } = event;
+        let input = Input::Refunded {
+            payment_id,
+            amount,
+            full,
+        };
+        self.orders
+            .hear("order.refunded", order_id, &input, &cx)
+            .await
     }
 
     #[event_pattern]
     async fn voided(&self, event: PaymentVoided, cx: Context) -> Result<(), Error> {
-        let input = Input::Voided { payment_id: event.payment_id };
-        self.orders.hear("order.voided", event.order_id, &input, &cx).await
+        let input = Input::Voided {
+            payment_id: event.payment_id,
+        };
+        self.orders
+            .hear("order.voided", event.order_id, &input, &cx)
+            .await
     }
 
     #[event_pattern]
     async fn stock_expired(&self, event: StockExpired, cx: Context) -> Result<(), Error> {
-        self.orders.hear("order.stock_expired", event.order_id, &Input::StockExpired, &cx).await
+        self.orders
+            .hear(
+                "order.stock_expired",
+                event.order_id,
+                &Input::StockExpired,
+                &cx,
+            )
+            .await
     }
 }
 
@@ -149,7 +179,9 @@ struct IdempotencyKey(String);
 
 impl FromContext for IdempotencyKey {
     fn from_context(cx: &Context) -> Result<Self, RpcError> {
-        let key = cx.header(header::IDEMPOTENCY_KEY).filter(|key| !key.is_empty());
+        let key = cx
+            .header(header::IDEMPOTENCY_KEY)
+            .filter(|key| !key.is_empty());
         let missing = || Reason::IdempotencyKeyMissing.error("an idempotency key is needed");
         let key = key.ok_or_else(missing)?;
         if key.len() > 200 {

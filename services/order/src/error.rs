@@ -49,7 +49,11 @@ pub enum Error {
 }
 
 fn list(products: &[ProductId]) -> String {
-    products.iter().map(ProductId::to_string).collect::<Vec<_>>().join(", ")
+    products
+        .iter()
+        .map(ProductId::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl From<serde_json::Error> for Error {

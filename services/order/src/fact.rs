@@ -185,7 +185,10 @@ impl Fact {
     pub fn summary(&self) -> String {
         match self {
             Self::Placed(placed) => {
-                format!("Order {} over {} was placed.", placed.number, placed.totals.gross)
+                format!(
+                    "Order {} over {} was placed.",
+                    placed.number, placed.totals.gross
+                )
             }
             Self::Imported(imported) => format!("Order {} was imported.", imported.number),
             Self::AwaitingPayment { pay_by, .. } => {
@@ -217,7 +220,10 @@ impl Fact {
             Self::PaymentRefunded { amount, full: true } => {
                 format!("{amount} was given back: all of it.")
             }
-            Self::PaymentRefunded { amount, full: false } => format!("{amount} was given back."),
+            Self::PaymentRefunded {
+                amount,
+                full: false,
+            } => format!("{amount} was given back."),
             Self::PaymentVoided => "The authorisation was undone.".to_owned(),
         }
     }

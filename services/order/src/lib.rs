@@ -11,6 +11,7 @@ pub mod config;
 mod controller;
 pub mod error;
 pub mod fact;
+mod input;
 pub mod order;
 mod orders;
 pub mod pricing;
@@ -73,12 +74,22 @@ pub struct Background {
 /// # Errors
 /// When the database cannot.
 pub async fn start(deps: Deps) -> Result<App, RpcError> {
-    let Deps { pool, product, payment, bus, config, clock } = deps;
-    let store = Store::open(pool).await?;
+    let Deps {
+        pool,
+        product,
+        payment,
+        bus,
+        config,
+        clock,
+    } = deps;
+    let store = Store::open(pool, config.instance.clone()).await?;
     let relay = store.outbox().relay(bus);
     let (wake, woken) = Wake::channel();
-    let carts =
-        Carts { store: store.clone(), product: product.clone(), currency: config.currency };
+    let carts = Carts {
+        store: store.clone(),
+        product: product.clone(),
+        currency: config.currency,
+    };
     let checkout = Checkout {
         store: store.clone(),
         product: product.clone(),
@@ -86,17 +97,34 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         config: config.clone(),
         clock: clock.clone(),
     };
-    let orders = Orders { store: store.clone(), wake, clock: clock.clone() };
+    let orders = Orders {
+        store: store.clone(),
+        wake,
+        clock: clock.clone(),
+    };
     let probe = store.clone();
-    let saga = Arc::new(Saga { store, product, payment, config, clock });
-    let introspection = Introspection::new("order", env!("CARGO_PKG_VERSION"))
-        .check("database", move || {
+    let saga = Arc::new(Saga {
+        store,
+        product,
+        payment,
+        config,
+        clock,
+    });
+    let introspection =
+        Introspection::new("order", env!("CARGO_PKG_VERSION")).check("database", move || {
             let store = probe.clone();
             async move { store.check().await.map_err(Error::into) }
         });
     let router = Router::new()
-        .controller(OrderController { carts, checkout, orders })
+        .controller(OrderController {
+            carts,
+            checkout,
+            orders,
+        })
         .merge(introspection.router());
-    let background = Background { _saga: Task::spawn(saga.run(woken)), _relay: relay };
+    let background = Background {
+        _saga: Task::spawn(saga.run(woken)),
+        _relay: relay,
+    };
     Ok(App { router, background })
 }

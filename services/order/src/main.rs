@@ -19,14 +19,21 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Arguments { service, product, payment } = Arguments::parse();
+    let Arguments {
+        service,
+        product,
+        payment,
+    } = Arguments::parse();
     service.init_logging();
     let app = order::start(Deps {
         pool: sqlite::open(service.file("order.db")?).await?,
         product: service.client("order", &product).build().await?,
         payment: service.client("order", &payment).build().await?,
         bus: service.bus("order").await?,
-        config: order::Config::default(),
+        config: order::Config {
+            instance: service.instance.clone(),
+            ..order::Config::default()
+        },
         clock: Clock::default(),
     })
     .await?;

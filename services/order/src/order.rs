@@ -14,6 +14,7 @@ use contracts::{
     product::ShortLine,
 };
 
+pub use crate::input::{Input, Step};
 use crate::{
     error::Error,
     fact::{Fact, Placed, Undo},
@@ -73,108 +74,6 @@ pub struct Order {
     pub undo: Undo,
 }
 
-/// What arrives at an order: a command of its buyer, a reply to its saga, or a fact from elsewhere.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Input {
-    /// Another payment.
-    Pay {
-        /// From which card.
-        method_id: MethodId,
-    },
-    /// Undo it.
-    Cancel {
-        /// Why.
-        reason: String,
-    },
-    /// Its stock is held.
-    Held {
-        /// Stock is held until then.
-        until: Timestamp,
-        /// Payment is awaited until then, if this is the first answer.
-        pay_by: Timestamp,
-    },
-    /// There is too little stock.
-    Short {
-        /// Of these.
-        lines: Vec<ShortLine>,
-    },
-    /// Stock cannot be held, and asking again will not help.
-    HoldRefused,
-    /// Money is promised.
-    Authorized {
-        /// Counted from 1.
-        attempt: u32,
-    },
-    /// A payment was refused.
-    Declined {
-        /// Counted from 1.
-        attempt: u32,
-        /// Why, for programs.
-        code: String,
-        /// Why, for people.
-        message: String,
-    },
-    /// It is time to look at the deadline.
-    Tick,
-    /// The release was acknowledged.
-    Released,
-    /// The reversal was acknowledged.
-    Reversed {
-        /// Counted from 1.
-        attempt: u32,
-        /// What there was.
-        reversal: Reversal,
-    },
-    /// The reservation has run out.
-    StockExpired,
-    /// Money was taken.
-    Captured {
-        /// By which payment.
-        payment_id: PaymentId,
-        /// How much.
-        amount: Money,
-    },
-    /// Money was given back.
-    Refunded {
-        /// By which payment.
-        payment_id: PaymentId,
-        /// How much.
-        amount: Money,
-        /// Whether nothing is left.
-        full: bool,
-    },
-    /// The promise was undone.
-    Voided {
-        /// Of which payment.
-        payment_id: PaymentId,
-    },
-}
-
-/// What a saga does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Asks for stock.
-    Reserve,
-    /// Asks for money.
-    Authorize,
-    /// Waits for the buyer, until the deadline.
-    AwaitPayment,
-    /// Releases and reverses what has to be undone.
-    Compensate,
-}
-
-impl Step {
-    /// Its name in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Reserve => "reserve",
-            Self::Authorize => "authorize",
-            Self::AwaitPayment => "await_payment",
-            Self::Compensate => "compensate",
-        }
-    }
-}
-
 impl Order {
     /// An order that nothing has happened to.
     pub fn blank(id: OrderId) -> Self {
@@ -192,7 +91,12 @@ impl Order {
             reason: None,
             short: Vec::new(),
             lines: Vec::new(),
-            totals: Totals { items_net: nothing, shipping_net: nothing, tax: nothing, gross: nothing },
+            totals: Totals {
+                items_net: nothing,
+                shipping_net: nothing,
+                tax: nothing,
+                gross: nothing,
+            },
             address: None,
             cart: String::new(),
             method_id: None,
@@ -222,33 +126,59 @@ impl Order {
             Input::Short { lines } => self.not_held("out_of_stock", lines),
             Input::HoldRefused => self.not_held("stock_unavailable", &[]),
             Input::Authorized { attempt } => self.authorized(*attempt, now),
-            Input::Declined { attempt, code, message } => self.declined(*attempt, code, message),
+            Input::Declined {
+                attempt,
+                code,
+                message,
+            } => self.declined(*attempt, code, message),
             Input::Tick => self.look_at_deadline(now),
             Input::Released if self.undo.release => {
                 self.undone(Fact::StockReleased, self.undo.reverse)
             }
             Input::Reversed { attempt, reversal } if self.undo.reverse => {
-                let reversed = Fact::PaymentReversed { attempt: *attempt, reversal: *reversal };
+                let reversed = Fact::PaymentReversed {
+                    attempt: *attempt,
+                    reversal: *reversal,
+                };
                 self.undone(reversed, self.undo.release)
             }
             Input::Released | Input::Reversed { .. } => vec![],
             Input::StockExpired => {
                 let concerns = self.is_awaiting() && self.held_until.is_some();
-                if concerns { vec![Fact::StockExpired] } else { vec![] }
+                if concerns {
+                    vec![Fact::StockExpired]
+                } else {
+                    vec![]
+                }
             }
             Input::Captured { payment_id, amount } => {
-                let is_news =
-                    matches!(self.payment, PaymentStatus::Pending | PaymentStatus::Authorized);
-                self.told(*payment_id, is_news, Fact::PaymentCaptured { amount: *amount })
+                let is_news = matches!(
+                    self.payment,
+                    PaymentStatus::Pending | PaymentStatus::Authorized
+                );
+                self.told(
+                    *payment_id,
+                    is_news,
+                    Fact::PaymentCaptured { amount: *amount },
+                )
             }
-            Input::Refunded { payment_id, amount, full } => {
+            Input::Refunded {
+                payment_id,
+                amount,
+                full,
+            } => {
                 let is_news = self.payment != PaymentStatus::Refunded;
-                let refunded = Fact::PaymentRefunded { amount: *amount, full: *full };
+                let refunded = Fact::PaymentRefunded {
+                    amount: *amount,
+                    full: *full,
+                };
                 self.told(*payment_id, is_news, refunded)
             }
             Input::Voided { payment_id } => {
-                let is_news =
-                    matches!(self.payment, PaymentStatus::Pending | PaymentStatus::Authorized);
+                let is_news = matches!(
+                    self.payment,
+                    PaymentStatus::Pending | PaymentStatus::Authorized
+                );
                 self.told(*payment_id, is_news, Fact::PaymentVoided)
             }
         })
@@ -262,14 +192,23 @@ impl Order {
     }
 
     fn cancel(&self, reason: &str) -> Result<Vec<Fact>, Error> {
-        if matches!(self.status, OrderStatus::Cancelling | OrderStatus::Cancelled) {
+        if matches!(
+            self.status,
+            OrderStatus::Cancelling | OrderStatus::Cancelled
+        ) {
             return Ok(vec![]);
         }
         if !self.can_cancel() {
             return Err(Error::NotCancellable);
         }
-        let undo = Undo { release: true, reverse: self.attempt > 0 };
-        Ok(vec![Fact::Cancelling { reason: reason.to_owned(), undo }])
+        let undo = Undo {
+            release: true,
+            reverse: self.attempt > 0,
+        };
+        Ok(vec![Fact::Cancelling {
+            reason: reason.to_owned(),
+            undo,
+        }])
     }
 
     fn held(&self, held_until: Timestamp, pay_by: Timestamp) -> Vec<Fact> {
@@ -283,16 +222,26 @@ impl Order {
                 facts
             }
             (OrderStatus::AwaitingPayment, PaymentStatus::Authorized) => {
-                vec![Fact::StockHeld { held_until }, Fact::Confirmed { attempt: self.attempt }]
+                vec![
+                    Fact::StockHeld { held_until },
+                    Fact::Confirmed {
+                        attempt: self.attempt,
+                    },
+                ]
             }
-            _ => self.noted("stock is held", Undo { release: true, reverse: false }),
+            _ => self.noted(
+                "stock is held",
+                Undo {
+                    release: true,
+                    reverse: false,
+                },
+            ),
         }
     }
 
     /// Even a short answer is followed by a release: an earlier try may still be under way.
     fn not_held(&self, reason: &str, short: &[ShortLine]) -> Vec<Fact> {
-        let is_holding_again =
-            self.is_awaiting() && self.payment == PaymentStatus::Authorized;
+        let is_holding_again = self.is_awaiting() && self.payment == PaymentStatus::Authorized;
         if self.status == OrderStatus::Placed || is_holding_again {
             vec![self.reject(reason, short.to_vec())]
         } else {
@@ -313,7 +262,13 @@ impl Order {
                 false => Fact::PaymentAuthorized { attempt },
             }];
         }
-        self.noted("payment was authorised", Undo { release: false, reverse: true })
+        self.noted(
+            "payment was authorised",
+            Undo {
+                release: false,
+                reverse: true,
+            },
+        )
     }
 
     fn declined(&self, attempt: u32, code: &str, message: &str) -> Vec<Fact> {
@@ -322,7 +277,11 @@ impl Order {
         }
         if self.is_awaiting() && self.payment == PaymentStatus::Pending {
             let (code, message) = (code.to_owned(), message.to_owned());
-            let mut facts = vec![Fact::PaymentFailed { attempt, code: code.clone(), message }];
+            let mut facts = vec![Fact::PaymentFailed {
+                attempt,
+                code: code.clone(),
+                message,
+            }];
             if attempt >= MOST_ATTEMPTS {
                 facts.push(self.reject(&code, Vec::new()));
             }
@@ -346,12 +305,22 @@ impl Order {
     }
 
     fn reject(&self, reason: &str, short: Vec<ShortLine>) -> Fact {
-        let undo = Undo { release: true, reverse: self.attempt > 0 };
-        Fact::Rejected { reason: reason.to_owned(), short, undo }
+        let undo = Undo {
+            release: true,
+            reverse: self.attempt > 0,
+        };
+        Fact::Rejected {
+            reason: reason.to_owned(),
+            short,
+            undo,
+        }
     }
 
     fn request_payment(&self, method_id: Option<MethodId>) -> Fact {
-        Fact::PaymentRequested { attempt: self.attempt + 1, method_id }
+        Fact::PaymentRequested {
+            attempt: self.attempt + 1,
+            method_id,
+        }
     }
 
     /// A saga's reply that cannot count any more is recorded where something is or was undone.
@@ -363,7 +332,10 @@ impl Order {
         if !is_undone {
             return vec![];
         }
-        vec![Fact::ReplyNoted { reply: reply.to_owned(), undo }]
+        vec![Fact::ReplyNoted {
+            reply: reply.to_owned(),
+            undo,
+        }]
     }
 
     fn undone(&self, fact: Fact, more_to_undo: bool) -> Vec<Fact> {
@@ -375,7 +347,10 @@ impl Order {
 
     /// What payment tells counts once checkout is over: until then its replies do.
     fn told(&self, payment_id: PaymentId, is_news: bool, fact: Fact) -> Vec<Fact> {
-        let is_checkout = matches!(self.status, OrderStatus::Placed | OrderStatus::AwaitingPayment);
+        let is_checkout = matches!(
+            self.status,
+            OrderStatus::Placed | OrderStatus::AwaitingPayment
+        );
         if is_checkout || !is_news || self.payment_id() != Some(payment_id) {
             return vec![];
         }
@@ -423,7 +398,11 @@ impl Order {
                 self.payment = PaymentStatus::Authorized;
                 self.was_confirmed = true;
             }
-            Fact::Rejected { reason, short, undo } => {
+            Fact::Rejected {
+                reason,
+                short,
+                undo,
+            } => {
                 self.status = OrderStatus::Rejected;
                 self.reason = Some(reason.clone());
                 self.short.clone_from(short);
@@ -442,8 +421,10 @@ impl Order {
             }
             Fact::PaymentReversed { reversal, .. } => {
                 self.undo.reverse = false;
-                let was_promised =
-                    matches!(self.payment, PaymentStatus::Pending | PaymentStatus::Authorized);
+                let was_promised = matches!(
+                    self.payment,
+                    PaymentStatus::Pending | PaymentStatus::Authorized
+                );
                 match reversal {
                     Reversal::Refunded => self.payment = PaymentStatus::Refunded,
                     Reversal::Voided | Reversal::Nothing if was_promised => {
@@ -505,7 +486,10 @@ impl Order {
 
     /// When that step's time runs out, if it does.
     pub fn step_deadline(&self) -> Option<Timestamp> {
-        let has_one = matches!(self.status, OrderStatus::Placed | OrderStatus::AwaitingPayment);
+        let has_one = matches!(
+            self.status,
+            OrderStatus::Placed | OrderStatus::AwaitingPayment
+        );
         has_one.then_some(self.deadline)
     }
 
@@ -520,7 +504,11 @@ impl Order {
             self.status,
             OrderStatus::Placed | OrderStatus::AwaitingPayment | OrderStatus::Confirmed
         );
-        is_open && self.lines.iter().all(|line| line.state == LineState::Pending)
+        is_open
+            && self
+                .lines
+                .iter()
+                .all(|line| line.state == LineState::Pending)
     }
 
     /// As its buyer sees it.

@@ -55,8 +55,20 @@ impl Orders {
             None if actor.is_staff() => None,
             None => Some(actor.user_id),
         };
-        let ListOrders { status, from, to, .. } = *request;
-        self.store.views(&Filter { user_id, status, from, to }, &request.page).await
+        let ListOrders {
+            status, from, to, ..
+        } = *request;
+        self.store
+            .views(
+                &Filter {
+                    user_id,
+                    status,
+                    from,
+                    to,
+                },
+                &request.page,
+            )
+            .await
     }
 
     pub(crate) async fn history(
@@ -66,7 +78,9 @@ impl Orders {
     ) -> Result<Vec<HistoryEntry>, Error> {
         let view = self.store.view(request.order_id).await?;
         actor.require_own(view.user_id)?;
-        self.store.history(request.order_id, request.after_version).await
+        self.store
+            .history(request.order_id, request.after_version)
+            .await
     }
 
     pub(crate) async fn pay(
@@ -89,8 +103,15 @@ impl Orders {
             return Ok(reply);
         }
         let mut order = self.store.order_in(&mut tx, request.order_id).await?;
-        let facts = order.decide(&Input::Pay { method_id: request.method_id }, now)?;
-        self.store.append(&mut tx, &mut order, &facts, Some(actor.user_id), now).await?;
+        let facts = order.decide(
+            &Input::Pay {
+                method_id: request.method_id,
+            },
+            now,
+        )?;
+        self.store
+            .append(&mut tx, &mut order, &facts, Some(actor.user_id), now)
+            .await?;
         let view = order.view();
         self.store.remember(&mut tx, &once, &view, now).await?;
         self.store.commit(tx).await?;
@@ -108,10 +129,18 @@ impl Orders {
         fields.finish()?;
         let view = self.store.view(request.order_id).await?;
         actor.require_own(view.user_id)?;
-        let input = Input::Cancel { reason: request.reason.trim().to_owned() };
+        let input = Input::Cancel {
+            reason: request.reason.trim().to_owned(),
+        };
         let now = self.clock.now();
-        let order =
-            record(&self.store, request.order_id, &input, Some(actor.user_id), now).await?;
+        let order = record(
+            &self.store,
+            request.order_id,
+            &input,
+            Some(actor.user_id),
+            now,
+        )
+        .await?;
         self.wake.order(order.id);
         Ok(order.view())
     }
@@ -134,7 +163,9 @@ impl Orders {
             Ok(mut order) => {
                 let facts = order.decide(input, now)?;
                 if !facts.is_empty() {
-                    self.store.append(&mut tx, &mut order, &facts, None, now).await?;
+                    self.store
+                        .append(&mut tx, &mut order, &facts, None, now)
+                        .await?;
                 }
             }
             Err(Error::NoOrder) => tracing::warn!(%order_id, handler, "an event of no order"),
@@ -170,7 +201,9 @@ impl Orders {
             }
             let facts = [Fact::Imported(Box::new(imported(order)?))];
             let mut order = Order::blank(id);
-            self.store.append(&mut tx, &mut order, &facts, Some(actor.user_id), now).await?;
+            self.store
+                .append(&mut tx, &mut order, &facts, Some(actor.user_id), now)
+                .await?;
             done.added += 1;
         }
         self.store.commit(tx).await?;
@@ -207,12 +240,22 @@ pub(crate) async fn record(
 
 fn check_import(orders: &[ImportedOrder]) -> Result<(), RpcError> {
     let mut fields = Fields::new();
-    fields.check((1..=200).contains(&orders.len()), "/orders", "length", "1 to 200 orders");
+    fields.check(
+        (1..=200).contains(&orders.len()),
+        "/orders",
+        "length",
+        "1 to 200 orders",
+    );
     for (index, order) in orders.iter().enumerate() {
         let pointer = format!("/orders/{index}");
         fields.length(&order.number, 1..=64, &format!("{pointer}/number"));
         let lines = format!("{pointer}/lines");
-        fields.check((1..=2000).contains(&order.lines.len()), &lines, "length", "1 to 2000 lines");
+        fields.check(
+            (1..=2000).contains(&order.lines.len()),
+            &lines,
+            "length",
+            "1 to 2000 lines",
+        );
         for (index, line) in order.lines.iter().enumerate() {
             let is_sane = line.qty >= 1 && line.returned <= line.qty && line.unit_net >= 0;
             let message = "at least one, no more returned than bought, no negative price";
@@ -255,6 +298,10 @@ fn imported_line(
         net: unit_net.times(line.qty)?,
         tax_rate: TaxRate(0),
         tax: contracts::Money::zero(order.currency),
-        state: if is_kept { LineState::Delivered } else { LineState::Returned },
+        state: if is_kept {
+            LineState::Delivered
+        } else {
+            LineState::Returned
+        },
     })
 }

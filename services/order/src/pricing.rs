@@ -13,10 +13,15 @@ use contracts::{
 /// Amounts too large.
 pub fn lines(wanted: &[Quantity], quoted: &[QuotedLine]) -> Result<Vec<OrderLine>, MoneyError> {
     let priced = wanted.iter().filter_map(|quantity| {
-        let line = quoted.iter().find(|line| line.product_id == quantity.product_id)?;
+        let line = quoted
+            .iter()
+            .find(|line| line.product_id == quantity.product_id)?;
         Some((quantity.qty, line))
     });
-    (1..).zip(priced).map(|(line_id, (qty, line))| order_line(line_id, qty, line)).collect()
+    (1..)
+        .zip(priced)
+        .map(|(line_id, (qty, line))| order_line(line_id, qty, line))
+        .collect()
 }
 
 fn order_line(line_id: u32, qty: u32, line: &QuotedLine) -> Result<OrderLine, MoneyError> {
@@ -38,19 +43,26 @@ fn order_line(line_id: u32, qty: u32, line: &QuotedLine) -> Result<OrderLine, Mo
 
 /// Whether anything is shipped.
 pub fn needs_shipping(lines: &[OrderLine]) -> bool {
-    lines.iter().any(|line| line.fulfilment == Fulfilment::Physical)
+    lines
+        .iter()
+        .any(|line| line.fulfilment == Fulfilment::Physical)
 }
 
 /// The ways to ship these lines.
 pub fn shipping_options(lines: &[OrderLine]) -> Vec<ShippingOption> {
-    let Some(first) = lines.first().filter(|_| needs_shipping(lines)) else { return Vec::new() };
+    let Some(first) = lines.first().filter(|_| needs_shipping(lines)) else {
+        return Vec::new();
+    };
     let option = |id: &str, name: &str, amount, days| ShippingOption {
         id: id.to_owned(),
         name: name.to_owned(),
         net: Money::new(amount, first.unit_net.currency),
         days,
     };
-    vec![option("standard", "Standard", 490, 3), option("express", "Express", 990, 1)]
+    vec![
+        option("standard", "Standard", 490, 3),
+        option("express", "Express", 990, 1),
+    ]
 }
 
 /// The sums over the lines and the way to ship them, which is taxed like the line taxed most.
@@ -62,22 +74,44 @@ pub fn totals(
     shipping: Option<&ShippingOption>,
     currency: Currency,
 ) -> Result<Totals, MoneyError> {
-    let currency = lines.first().map_or(currency, |line| line.unit_net.currency);
+    let currency = lines
+        .first()
+        .map_or(currency, |line| line.unit_net.currency);
     let items_net = Money::sum(lines.iter().map(|line| line.net), currency)?;
     let items_tax = Money::sum(lines.iter().map(|line| line.tax), currency)?;
     let shipping_net = shipping.map_or(Money::zero(currency), |option| option.net);
-    let highest = lines.iter().map(|line| line.tax_rate.0).max().unwrap_or_default();
+    let highest = lines
+        .iter()
+        .map(|line| line.tax_rate.0)
+        .max()
+        .unwrap_or_default();
     let tax = items_tax.add(TaxRate(highest).of(shipping_net)?)?;
     let gross = items_net.add(shipping_net)?.add(tax)?;
-    Ok(Totals { items_net, shipping_net, tax, gross })
+    Ok(Totals {
+        items_net,
+        shipping_net,
+        tax,
+        gross,
+    })
 }
 
 /// Whether both say the same about what is paid.
 pub fn is_same_price(one: &[OrderLine], other: &[OrderLine]) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).all(|(one, other)| {
-            (one.product_id, one.qty, one.unit_net, one.tax_rate, one.fulfilment)
-                == (other.product_id, other.qty, other.unit_net, other.tax_rate, other.fulfilment)
+            (
+                one.product_id,
+                one.qty,
+                one.unit_net,
+                one.tax_rate,
+                one.fulfilment,
+            ) == (
+                other.product_id,
+                other.qty,
+                other.unit_net,
+                other.tax_rate,
+                other.fulfilment,
+            )
         })
 }
 
@@ -102,7 +136,10 @@ mod tests {
     }
 
     fn wanted(sku: &str, qty: u32) -> Quantity {
-        Quantity { product_id: ProductId::derive(sku), qty }
+        Quantity {
+            product_id: ProductId::derive(sku),
+            qty,
+        }
     }
 
     #[test]
@@ -112,14 +149,25 @@ mod tests {
             quoted("lamp", 1999, 1900, Fulfilment::Physical),
         ];
         let lines = lines(&[wanted("lamp", 3), wanted("book", 1)], &quoted).unwrap();
-        assert_eq!((lines[0].line_id, lines[0].net.amount, lines[0].tax.amount), (1, 5997, 1139));
+        assert_eq!(
+            (lines[0].line_id, lines[0].net.amount, lines[0].tax.amount),
+            (1, 5997, 1139)
+        );
         // 3.5 cents become 4, the even neighbour.
         assert_eq!((lines[1].line_id, lines[1].tax.amount), (2, 4));
         let express = &shipping_options(&lines)[1];
         let totals = totals(&lines, Some(express), Currency::EUR).unwrap();
-        let amounts = [totals.items_net, totals.shipping_net, totals.tax, totals.gross];
+        let amounts = [
+            totals.items_net,
+            totals.shipping_net,
+            totals.tax,
+            totals.gross,
+        ];
         // 19 % of 990 is 188.1.
-        assert_eq!(amounts.map(|money| money.amount), [6047, 990, 1139 + 4 + 188, 8368]);
+        assert_eq!(
+            amounts.map(|money| money.amount),
+            [6047, 990, 1139 + 4 + 188, 8368]
+        );
     }
 
     #[test]
@@ -128,7 +176,10 @@ mod tests {
         let lines = lines(&[wanted("song", 1)], &quoted).unwrap();
         assert!(!needs_shipping(&lines));
         assert_eq!(shipping_options(&lines), []);
-        assert_eq!(totals(&lines, None, Currency::EUR).unwrap().gross.amount, 118);
+        assert_eq!(
+            totals(&lines, None, Currency::EUR).unwrap().gross.amount,
+            118
+        );
     }
 
     #[test]

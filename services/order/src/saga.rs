@@ -131,7 +131,11 @@ impl Saga {
         let mut order = self.store.order(claim.lease.order_id).await?;
         while let Some(step) = order.next_step() {
             let now = self.clock.now();
-            if !self.store.renew(&claim.lease, now, self.config.lease).await? {
+            if !self
+                .store
+                .renew(&claim.lease, now, self.config.lease)
+                .await?
+            {
                 return Ok(());
             }
             let deadline = order.step_deadline().filter(|_| step != Step::Compensate);
@@ -139,7 +143,10 @@ impl Saga {
             let outcome = match step {
                 _ if is_over => Outcome::Recorded(self.record(&order, &Input::Tick).await?),
                 Step::AwaitPayment => {
-                    return self.store.postpone(&claim.lease, &order, 0, order.deadline).await;
+                    return self
+                        .store
+                        .postpone(&claim.lease, &order, 0, order.deadline)
+                        .await;
                 }
                 Step::Reserve => self.reserve(order, tries).await?,
                 Step::Authorize => self.authorize(order, tries).await?,
@@ -153,7 +160,10 @@ impl Saga {
                 Outcome::Again(order, pause) => {
                     let next_at = now.plus(pause);
                     let next_at = deadline.map_or(next_at, |deadline| next_at.min(deadline));
-                    return self.store.postpone(&claim.lease, &order, tries + 1, next_at).await;
+                    return self
+                        .store
+                        .postpone(&claim.lease, &order, tries + 1, next_at)
+                        .await;
                 }
             }
         }
@@ -170,14 +180,21 @@ impl Saga {
             lines: order.lines.iter().map(quantity).collect(),
             ttl_s: u32::try_from(self.config.hold().as_secs()).unwrap_or(u32::MAX),
         };
-        let input = match self.product.send(request).timeout(self.config.call_timeout).await {
+        let input = match self
+            .product
+            .send(request)
+            .timeout(self.config.call_timeout)
+            .await
+        {
             Ok(Reservation::Reserved { expires_at }) => Input::Held {
                 until: expires_at,
                 pay_by: self.clock.now().plus(self.config.payment_deadline),
             },
             Ok(Reservation::Short { lines }) => Input::Short { lines },
             Ok(Reservation::Released) => Input::HoldRefused,
-            Err(error) if may_pass(&error) => return Ok(self.again("reserve", order, tries, &error)),
+            Err(error) if may_pass(&error) => {
+                return Ok(self.again("reserve", order, tries, &error));
+            }
             Err(error) => {
                 tracing::warn!(order_id = %order.id, ?error, "stock was refused");
                 Input::HoldRefused
@@ -195,11 +212,18 @@ impl Saga {
             amount: order.totals.gross,
             method_id: order.method_id,
         };
-        let input = match self.payment.send(request).timeout(self.config.call_timeout).await {
+        let input = match self
+            .payment
+            .send(request)
+            .timeout(self.config.call_timeout)
+            .await
+        {
             Ok(Authorization::Authorized) => Input::Authorized { attempt },
-            Ok(Authorization::Declined { code, message, .. }) => {
-                Input::Declined { attempt, code, message }
-            }
+            Ok(Authorization::Declined { code, message, .. }) => Input::Declined {
+                attempt,
+                code,
+                message,
+            },
             Ok(Authorization::Pending) => {
                 return Ok(Outcome::Again(order, self.config.pending_after(tries + 1)));
             }
@@ -208,7 +232,11 @@ impl Saga {
             }
             Err(error) => {
                 tracing::warn!(order_id = %order.id, ?error, "the payment was refused");
-                Input::Declined { attempt, code: refusal(&error), message: error.message }
+                Input::Declined {
+                    attempt,
+                    code: refusal(&error),
+                    message: error.message,
+                }
             }
         };
         Ok(Outcome::Recorded(self.record(&order, &input).await?))
@@ -220,16 +248,32 @@ impl Saga {
         let reason = order.reason.clone().unwrap_or_default();
         let mut failed = None;
         if order.undo.release {
-            let request = ReleaseStock { order_id, reason: reason.clone() };
-            match self.product.send(request).timeout(self.config.call_timeout).await {
+            let request = ReleaseStock {
+                order_id,
+                reason: reason.clone(),
+            };
+            match self
+                .product
+                .send(request)
+                .timeout(self.config.call_timeout)
+                .await
+            {
                 Ok(_) => order = self.record(&order, &Input::Released).await?,
                 Err(error) => failed = Some(error),
             }
         }
         if order.undo.reverse {
             let attempt = order.attempt;
-            let request = Reverse { payment_id: payment_id(order_id, attempt), reason };
-            match self.payment.send(request).timeout(self.config.call_timeout).await {
+            let request = Reverse {
+                payment_id: payment_id(order_id, attempt),
+                reason,
+            };
+            match self
+                .payment
+                .send(request)
+                .timeout(self.config.call_timeout)
+                .await
+            {
                 Ok(reversal) => {
                     let input = Input::Reversed { attempt, reversal };
                     order = self.record(&order, &input).await?;
@@ -262,13 +306,18 @@ fn may_pass(error: &RpcError) -> bool {
 
 /// Why payment refused to even try, as a decline code.
 fn refusal(error: &RpcError) -> String {
-    let reason = error.details.as_ref().and_then(|details| details.get("reason")?.as_str());
+    let reason = error
+        .details
+        .as_ref()
+        .and_then(|details| details.get("reason")?.as_str());
     reason.unwrap_or("payment_refused").to_owned()
 }
 
 /// Calls made and events written by `work` belong to the trace of the message that began it.
 async fn in_trace<F: Future>(trace: Option<String>, work: F) -> F::Output {
-    let Some(trace) = trace else { return work.await };
+    let Some(trace) = trace else {
+        return work.await;
+    };
     let mut envelope = Envelope::new("order.saga", "");
     envelope.headers.set(header::TRACEPARENT, trace);
     Context::new(envelope, "saga").scope(work).await

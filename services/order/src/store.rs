@@ -106,6 +106,7 @@ pub struct Store {
     pool: SqlitePool,
     outbox: Outbox,
     cursor_key: Uuid,
+    instance: Option<String>,
 }
 
 /// A request that is to have one effect.
@@ -122,11 +123,12 @@ pub struct Once<'a> {
 }
 
 impl Store {
-    /// Opens it and makes the tables that are not there.
+    /// Opens it for the replica of this name, if it has one, and makes the tables that are not
+    /// there.
     ///
     /// # Errors
     /// When the database cannot.
-    pub async fn open(pool: SqlitePool) -> Result<Self, Error> {
+    pub async fn open(pool: SqlitePool, instance: Option<String>) -> Result<Self, Error> {
         sqlx::raw_sql(SCHEMA).execute(&pool).await?;
         sqlx::query("INSERT OR IGNORE INTO secrets (name, value) VALUES ('cursor', ?)")
             .bind(Uuid::new_v4().to_string())
@@ -136,9 +138,18 @@ impl Store {
             .fetch_one(&pool)
             .await?
             .try_get(0)?;
-        let cursor_key = key.parse().map_err(|error: uuid::Error| Error::Row(error.into()))?;
+        let cursor_key = key
+            .parse()
+            .map_err(|error: uuid::Error| Error::Row(error.into()))?;
         let outbox = Outbox::open(pool.clone()).await?;
-        Ok(Self { pool, outbox, cursor_key })
+        let store = Self {
+            pool,
+            outbox,
+            cursor_key,
+            instance,
+        };
+        store.end_own_leases().await?;
+        Ok(store)
     }
 
     /// Where events wait to be published.

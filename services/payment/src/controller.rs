@@ -8,7 +8,7 @@ use contracts::{
         Reversal, Reverse,
     },
 };
-use nestling::{Context, RpcError, controller};
+use nestling::{Context, FromContext, RpcError, controller, header};
 
 use crate::cashier::Cashier;
 
@@ -53,10 +53,11 @@ impl PaymentController {
     }
 
     #[message_pattern]
-    async fn get(&self, request: GetPayment, actor: Option<Actor>) -> Result<Payment, RpcError> {
+    async fn get(&self, request: GetPayment, cx: Context) -> Result<Payment, RpcError> {
         let payment = self.cashier.get(request.payment_id).await?;
-        if let Some(actor) = actor {
-            actor.require_own(payment.user_id)?;
+        // Services ask without an actor; one that cannot be read is nobody's.
+        if cx.header(header::ACTOR).is_some() {
+            Actor::from_context(&cx)?.require_own(payment.user_id)?;
         }
         Ok(payment)
     }

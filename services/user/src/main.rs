@@ -1,7 +1,7 @@
 //! The user service as a process of its own.
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, builder::FalseyValueParser};
 use nestling::service::Config;
 
 #[derive(Parser)]
@@ -10,7 +10,7 @@ struct Options {
     #[command(flatten)]
     config: Config,
     /// Make the demo logins, whose passwords everybody knows, when they are not there.
-    #[arg(long, env = "SEED_DEMO")]
+    #[arg(long, env = "SEED_DEMO", value_parser = FalseyValueParser::new())]
     seed_demo: bool,
 }
 

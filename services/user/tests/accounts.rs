@@ -1,4 +1,5 @@
 //! Accounts and sessions over the memory transport.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     sync::{

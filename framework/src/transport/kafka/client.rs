@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    CAPABILITIES, CONNECT, Logged, NAME, Settings, blocking, let_go,
+    CAPABILITIES, CONNECT, Logged, NAME, Settings, blocking, let_go, patiently,
     producer::{self, Outgoing, Producer, Reports},
     record::{self, Record, ReplyAddress},
     topics::{self, Purpose, Topics},
@@ -93,8 +93,12 @@ impl ProducerContext for Logged<RequestReports> {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, call: usize) {
-        let Err((error, message)) = result else { return };
-        let Some(pending) = self.owner.0.upgrade() else { return };
+        let Err((error, message)) = result else {
+            return;
+        };
+        let Some(pending) = self.owner.0.upgrade() else {
+            return;
+        };
         let doing = format!("send to {}", message.topic());
         let error = Error::new(producer::kind(error), doing).with_source(error.clone());
         pending.complete(call as u64, Item::Fail(RpcError::from(error)));
@@ -136,7 +140,13 @@ impl ClientTransport for KafkaClient {
         let deadline = deadline(&envelope);
         let reader = match self.replies.get() {
             Some(reader) => reader,
-            None => within(deadline, self.replies.get_or_try_init(|| self.read_replies())).await?,
+            None => {
+                within(
+                    deadline,
+                    self.replies.get_or_try_init(|| self.read_replies()),
+                )
+                .await?
+            }
         };
         if !within(deadline, self.topics.exists(topic)).await? {
             let message = format!("nobody handles {topic:?}: there is no such topic");
@@ -157,7 +167,10 @@ impl ClientTransport for KafkaClient {
         };
         // The ids are below 2^57, so that this loses something on 32 bits only; there the call
         // ends by its deadline.
-        let sent = self.requests.send_by(outgoing, call as usize, deadline).await;
+        let sent = self
+            .requests
+            .send_by(outgoing, call as usize, deadline)
+            .await;
         if let Err(error) = sent {
             if error.kind() == ErrorKind::NoResponders {
                 self.topics.forget(topic);
@@ -181,7 +194,9 @@ impl ClientTransport for KafkaClient {
             headers: record::event_headers(&envelope),
             payload: &envelope.payload,
         };
-        events.send_by(outgoing, Box::new(acknowledge), deadline).await?;
+        events
+            .send_by(outgoing, Box::new(acknowledge), deadline)
+            .await?;
         let doing = || format!("publish {:?}", envelope.pattern);
         match timeout_at(deadline, acknowledged).await {
             Ok(Ok(Ok(()))) => Ok(()),
@@ -197,7 +212,8 @@ impl ClientTransport for KafkaClient {
     }
 
     async fn close(&self) {
-        self.pending.fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
+        self.pending
+            .fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
         let (requests, events) = (Arc::clone(&self.requests), self.events.get().cloned());
         let flushed = blocking(move || {
             requests.flush(FLUSH);
@@ -214,9 +230,14 @@ impl ClientTransport for KafkaClient {
 
 impl KafkaClient {
     async fn open_events(&self) -> Result<Arc<Producer<Logged<EventReports>>>, Error> {
-        Producer::new(&self.settings, &self.identity.service, Reports::All, || {
+        let producer = Producer::new(&self.settings, &self.identity.service, Reports::All, || {
             Logged::new(EventReports)
-        })
+        })?;
+        // An idempotent producer asks for its id with the first metadata, or half a second later.
+        Topics::new(self.settings.clone(), producer.lookup())
+            .connect()
+            .await?;
+        Ok(producer)
     }
 
     /// Has a position in the reply topic before any request is sent: a reply that is written
@@ -228,7 +249,10 @@ impl KafkaClient {
         let consumer = ReplyConsumer::from_config_and_context(&config, Logged::new(NoGroup))
             .map_err(|error| settings.failed("make a Kafka consumer", error))?;
         let consumer = Arc::new(consumer);
-        let made = self.topics.ensure(vec![(topic.clone(), Purpose::Replies)]).await;
+        let made = self
+            .topics
+            .ensure(vec![(topic.clone(), Purpose::Replies)])
+            .await;
         let partitions = match made {
             Ok(partitions) => partitions.get(&topic).copied().unwrap_or(1),
             Err(error) => {
@@ -238,7 +262,8 @@ impl KafkaClient {
         };
         let mut hasher = DefaultHasher::new();
         self.identity.instance.hash(&mut hasher);
-        let partition = i32::try_from(hasher.finish() % u64::from(partitions.unsigned_abs().max(1)));
+        let partition =
+            i32::try_from(hasher.finish() % u64::from(partitions.unsigned_abs().max(1)));
         let partition = partition.unwrap_or_default();
         let (settings, name) = (settings.clone(), topic.clone());
         let queue = blocking(move || {
@@ -250,12 +275,18 @@ impl KafkaClient {
         tracing::debug!(topic, partition, "reading replies");
         let (pending, prefix) = (Arc::clone(&self.pending), self.prefix.clone());
         let task = Task::spawn(queue.run(pending, prefix));
-        Ok(ReplyReader { topic, partition, _task: task })
+        Ok(ReplyReader {
+            topic,
+            partition,
+            _task: task,
+        })
     }
 }
 
 fn deadline(envelope: &Envelope) -> Instant {
-    envelope.deadline.unwrap_or_else(|| Instant::now() + PATIENCE)
+    envelope
+        .deadline
+        .unwrap_or_else(|| Instant::now() + PATIENCE)
 }
 
 async fn within<T>(
@@ -288,7 +319,7 @@ fn assign(
     topic: &str,
     partition: i32,
 ) -> KafkaResult<PartitionQueue<Logged<NoGroup>>> {
-    let (_, end) = consumer.fetch_watermarks(topic, partition, CONNECT)?;
+    let (_, end) = patiently(|| consumer.fetch_watermarks(topic, partition, CONNECT))?;
     let queue = consumer.split_partition_queue(topic, partition);
     let queue = queue.ok_or(KafkaError::Global(RDKafkaErrorCode::UnknownPartition))?;
     let mut list = TopicPartitionList::new();
@@ -353,7 +384,9 @@ fn complete(message: &BorrowedMessage<'_>, pending: &Pending, prefix: &str) {
         Ok(record) => record,
         Err(foreign) => return tracing::debug!(?foreign, "a record is not a reply"),
     };
-    let Some(call) = record.call(prefix) else { return };
+    let Some(call) = record.call(prefix) else {
+        return;
+    };
     if let Some(item) = record.reply(record::payload(message)) {
         pending.complete(call, item);
     }

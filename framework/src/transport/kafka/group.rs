@@ -31,9 +31,10 @@ use super::{
     Logged,
     offsets::Offsets,
     partition::{Carries, Partition, PartitionSource},
+    patiently,
     replies::ReplyWriter,
 };
-use crate::transport::{Source, pending::lock};
+use crate::transport::{Source, Subscription, pending::lock};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -48,6 +49,7 @@ const HANDOVER: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long leaving the group may take.
 const LEAVE: Duration = Duration::from_secs(2);
+const LEAVE_TICK: Duration = Duration::from_millis(5);
 
 pub(super) type GroupContext = Logged<Arc<Group>>;
 pub(super) type GroupConsumer = BaseConsumer<GroupContext>;
@@ -56,6 +58,10 @@ type Positions = HashMap<(String, i32), i64>;
 /// What the thread, the sources and the responders share.
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
+    /// The name of the group.
+    service: String,
+    /// What the broker knows this process by, for as long as it runs.
+    pub(super) client_id: String,
     /// How many records of a partition may be taken and not settled.
     pub(super) most_taken: usize,
     carried: HashMap<String, Arc<Carries>>,
@@ -99,12 +105,23 @@ impl Group {
     pub(super) fn new(
         replies: ReplyWriter,
         carried: HashMap<String, Carries>,
-        max_in_flight: usize,
+        subscription: &Subscription,
         sources: mpsc::UnboundedSender<Box<dyn Source>>,
     ) -> Arc<Self> {
-        let carried = carried.into_iter().map(|(topic, what)| (topic, Arc::new(what))).collect();
+        let carried = carried
+            .into_iter()
+            .map(|(topic, what)| (topic, Arc::new(what)))
+            .collect();
+        let Subscription {
+            service,
+            instance,
+            max_in_flight,
+            ..
+        } = subscription;
         Arc::new(Self {
             replies,
+            service: service.clone(),
+            client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),
             carried,
             begin: OnceLock::new(),
@@ -120,7 +137,10 @@ impl Group {
     }
 
     /// Makes the consumer. It does not join before [`start`](Self::start).
-    pub(super) fn connect(self: &Arc<Self>, config: &ClientConfig) -> KafkaResult<Arc<GroupConsumer>> {
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        config: &ClientConfig,
+    ) -> KafkaResult<Arc<GroupConsumer>> {
         let context = Logged::new(Arc::clone(self));
         let consumer = Arc::new(GroupConsumer::from_config_and_context(config, context)?);
         // Before it is polled first, so that the callbacks find it.
@@ -149,19 +169,23 @@ impl Group {
         }
         let mut ends = Positions::new();
         if all.count() > 0 {
-            let committed = consumer.committed_offsets(all, LOOKUP)?;
+            let committed = patiently(|| consumer.committed_offsets(all.clone(), LOOKUP))?;
             let mut never_read = TopicPartitionList::new();
             for topic in partitions.keys() {
                 let elements = committed.elements_for_topic(topic);
                 // A partition that was added to a topic is read from its beginning.
-                if elements.iter().all(|element| position(element.offset()).is_none()) {
+                if elements
+                    .iter()
+                    .all(|element| position(element.offset()).is_none())
+                {
                     for element in &elements {
                         never_read.add_partition_offset(topic, element.partition(), Offset::End)?;
                     }
                 }
             }
             if never_read.count() > 0 {
-                for element in consumer.offsets_for_times(never_read, LOOKUP)?.elements() {
+                let found = patiently(|| consumer.offsets_for_times(never_read.clone(), LOOKUP))?;
+                for element in found.elements() {
                     if let Some(end) = position(element.offset()) {
                         ends.insert((element.topic().to_owned(), element.partition()), end);
                     }
@@ -177,25 +201,31 @@ impl Group {
     /// Joins the group and polls until [`close`](Self::close).
     pub(super) fn start(self: Arc<Self>, consumer: Arc<GroupConsumer>) -> io::Result<()> {
         let work = move || self.run(consumer);
-        thread::Builder::new().name("kafka-group".to_owned()).spawn(work).map(drop)
+        thread::Builder::new()
+            .name("kafka-group".to_owned())
+            .spawn(work)
+            .map(drop)
     }
 
     fn run(self: Arc<Self>, consumer: Arc<GroupConsumer>) {
         let topics: Vec<&str> = self.carried.keys().map(String::as_str).collect();
-        let joined = topics.is_empty() || match consumer.subscribe(&topics) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(%error, "subscribe to Kafka topics");
-                false
-            }
-        };
+        let joined = topics.is_empty()
+            || match consumer.subscribe(&topics) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!(%error, "subscribe to Kafka topics");
+                    false
+                }
+            };
         if topics.is_empty() {
             self.reach(Phase::Placed);
         }
         let committer = {
             let (group, consumer) = (Arc::clone(&self), Arc::clone(&consumer));
             let work = move || group.commit_settled(&consumer);
-            thread::Builder::new().name("kafka-commit".to_owned()).spawn(work)
+            thread::Builder::new()
+                .name("kafka-commit".to_owned())
+                .spawn(work)
         };
         match committer {
             Ok(committer) => {
@@ -247,9 +277,13 @@ impl Group {
         // ends; one that was killed comes back under its name at once.
         consumer.unsubscribe();
         let deadline = Instant::now() + LEAVE;
-        while !lock(&self.partitions).is_empty() && Instant::now() < deadline {
-            // Whatever comes now is somebody else's.
-            drop(consumer.poll(TICK));
+        let remains = || {
+            // The library does not leave any more once it is being closed, so it is waited for.
+            !lock(&self.partitions).is_empty() || self.is_member(&consumer)
+        };
+        while consumer.client().fatal_error().is_none() && Instant::now() < deadline && remains() {
+            // Whatever is read now is somebody else's.
+            drop(consumer.poll(LEAVE_TICK));
         }
         let left = std::mem::take(&mut *lock(&self.partitions));
         for partition in left {
@@ -257,6 +291,22 @@ impl Group {
         }
         drop(consumer);
         self.reach(Phase::Ended);
+    }
+
+    /// Whether the broker counts this consumer among the group.
+    fn is_member(&self, consumer: &GroupConsumer) -> bool {
+        match consumer.fetch_group_list(Some(&self.service), LEAVE) {
+            Ok(list) => list.groups().iter().any(|group| {
+                group
+                    .members()
+                    .iter()
+                    .any(|member| member.client_id() == self.client_id)
+            }),
+            Err(error) => {
+                tracing::debug!(%error, "ask Kafka for a group's members");
+                false
+            }
+        }
     }
 
     /// Commits what has been settled, again and again, on a thread of its own: the library tells
@@ -369,21 +419,34 @@ impl Group {
     }
 
     /// Sets a queue apart for a partition, before anything can be fetched for it.
-    fn take_over(&self, (topic, number): (String, i32), offsets: Offsets) -> Option<Arc<Partition>> {
+    fn take_over(
+        &self,
+        (topic, number): (String, i32),
+        offsets: Offsets,
+    ) -> Option<Arc<Partition>> {
         let carries = Arc::clone(self.carried.get(&topic)?);
         let consumer = self.consumer.get()?.upgrade()?;
         let waker = Arc::new(AtomicWaker::new());
         let mut queue = consumer.split_partition_queue(&topic, number)?;
         let wake = Arc::clone(&waker);
         queue.set_nonempty_callback(move || wake.wake());
-        Some(Arc::new(Partition::new(topic, number, carries, offsets, Some(queue), waker)))
+        Some(Arc::new(Partition::new(
+            topic,
+            number,
+            carries,
+            offsets,
+            Some(queue),
+            waker,
+        )))
     }
 
     /// Hands partitions over. Runs on the thread, inside a poll.
     fn revoke(&self, consumer: &GroupConsumer, list: &TopicPartitionList) {
         let mut revoked = Vec::new();
         lock(&self.partitions).retain(|partition| {
-            let gone = list.find_partition(&partition.topic, partition.number).is_some();
+            let gone = list
+                .find_partition(&partition.topic, partition.number)
+                .is_some();
             if gone {
                 revoked.push(Arc::clone(partition));
             }
@@ -397,7 +460,10 @@ impl Group {
         if !consumer.assignment_lost() {
             let deadline = Instant::now() + HANDOVER;
             let mut settled = TopicPartitionList::new();
-            for partition in revoked.iter().filter(|partition| !partition.commits_first()) {
+            for partition in revoked
+                .iter()
+                .filter(|partition| !partition.commits_first())
+            {
                 partition.wait_idle(deadline);
                 if let Some(position) = partition.uncommitted() {
                     add(&mut settled, partition, position);
@@ -428,7 +494,10 @@ impl Group {
     }
 
     fn note_placed(&self) {
-        if lock(&self.partitions).iter().all(|partition| partition.is_placed()) {
+        if lock(&self.partitions)
+            .iter()
+            .all(|partition| partition.is_placed())
+        {
             self.reach(Phase::Placed);
         }
     }
@@ -484,7 +553,9 @@ impl ConsumerContext for GroupContext {
         list: &mut TopicPartitionList,
     ) {
         match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.owner.assign(consumer, list),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                self.owner.assign(consumer, list)
+            }
             _ => self.owner.revoke(consumer, list),
         }
     }

@@ -25,7 +25,7 @@ use std::{
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
 use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, pending::lock};
@@ -100,7 +100,13 @@ impl Settings {
         if partitions < 1 || replication == 0 || replication < -1 {
             return refuse("partitions and replication are counted from 1");
         }
-        Ok(Self { brokers, label: address.to_string(), partitions, replication, event_topics })
+        Ok(Self {
+            brokers,
+            label: address.to_string(),
+            partitions,
+            replication,
+            event_topics,
+        })
     }
 
     /// What producers and consumers have in common.
@@ -158,7 +164,10 @@ struct Logged<T> {
 
 impl<T> Logged<T> {
     fn new(owner: T) -> Self {
-        Self { owner, log: Rationed::default() }
+        Self {
+            owner,
+            log: Rationed::default(),
+        }
     }
 }
 
@@ -168,7 +177,8 @@ impl<T: Send + Sync> ClientContext for Logged<T> {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(facility, "kafka: {message}");
             }
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+            // A broker that has just started cannot give producers their ids yet.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning if facility != "GETPID" => {
                 if self.log.allows() {
                     tracing::warn!(facility, "kafka: {message}");
                 }
@@ -211,7 +221,10 @@ impl Rationed {
         let silent = !allows && !self.dropped.swap(true, Ordering::Relaxed);
         drop(window);
         if silent {
-            tracing::warn!("kafka: more messages than {} a second are left out", Self::LINES);
+            tracing::warn!(
+                "kafka: more messages than {} a second are left out",
+                Self::LINES
+            );
         }
         allows
     }
@@ -220,9 +233,25 @@ impl Rationed {
 /// Drops `value` on a thread of its own: the library's clients wait for their threads when they go,
 /// which a task must not.
 fn let_go<T: Send + 'static>(value: T) {
-    let spawned = thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(value));
+    let spawned = thread::Builder::new()
+        .name("kafka-close".to_owned())
+        .spawn(move || drop(value));
     if let Err(error) = spawned {
         tracing::warn!(%error, "close a Kafka client in place");
+    }
+}
+
+/// Repeats a call of the library that may fail while a new topic or a group settles. Blocks.
+fn patiently<T>(mut call: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let deadline = Instant::now() + CONNECT;
+    loop {
+        match call() {
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!(%error, "asking Kafka again");
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -248,7 +277,8 @@ mod tests {
 
     #[test]
     fn a_url_names_brokers_and_what_topics_are_made_with() {
-        let settings = settings("kafka://one,two:1?partitions=6&replication=3&topic=pattern").unwrap();
+        let settings =
+            settings("kafka://one,two:1?partitions=6&replication=3&topic=pattern").unwrap();
         assert_eq!(settings.brokers, "one:9092,two:1");
         assert_eq!((settings.partitions, settings.replication), (6, 3));
         assert_eq!(settings.event_topics, topics::EventTopics::PerPattern);

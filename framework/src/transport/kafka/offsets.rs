@@ -49,10 +49,16 @@ impl Offsets {
         if offset >= self.next {
             self.next = offset + 1;
             self.in_work += 1;
-            self.taken.push_back(Taken { offset, attempt: 1, state: State::InWork });
+            self.taken.push_back(Taken {
+                offset,
+                attempt: 1,
+                state: State::InWork,
+            });
             return Some(1);
         }
-        let taken = self.find(offset).filter(|taken| taken.state == State::GivenBack)?;
+        let taken = self
+            .find(offset)
+            .filter(|taken| taken.state == State::GivenBack)?;
         taken.state = State::InWork;
         taken.attempt = taken.attempt.saturating_add(1);
         let attempt = taken.attempt;
@@ -63,7 +69,11 @@ impl Offsets {
     /// A record is done.
     pub(super) fn settle(&mut self, offset: i64) {
         if self.leave_work(offset, State::Settled) {
-            while self.taken.front().is_some_and(|taken| taken.state == State::Settled) {
+            while self
+                .taken
+                .front()
+                .is_some_and(|taken| taken.state == State::Settled)
+            {
                 self.taken.pop_front();
             }
         }
@@ -86,7 +96,10 @@ impl Offsets {
     }
 
     fn find(&mut self, offset: i64) -> Option<&mut Taken> {
-        let index = self.taken.binary_search_by_key(&offset, |taken| taken.offset).ok()?;
+        let index = self
+            .taken
+            .binary_search_by_key(&offset, |taken| taken.offset)
+            .ok()?;
         self.taken.get_mut(index)
     }
 
@@ -179,6 +192,10 @@ mod tests {
         offsets.commit(7);
         assert_eq!(offsets.uncommitted(), None);
         offsets.commit(3);
-        assert_eq!(offsets.committed(), Some(7), "acknowledgements may overtake each other");
+        assert_eq!(
+            offsets.committed(),
+            Some(7),
+            "acknowledgements may overtake each other"
+        );
     }
 }

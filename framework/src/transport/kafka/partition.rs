@@ -38,7 +38,10 @@ const CLOSE: Duration = Duration::from_secs(8);
 pub(super) enum Carries {
     /// Requests of one pattern. Idempotent ones are committed once they are settled, others before
     /// they are delivered.
-    Requests { pattern: ByteString, idempotent: bool },
+    Requests {
+        pattern: ByteString,
+        idempotent: bool,
+    },
     /// Events of one pattern.
     Event { pattern: ByteString },
     /// Events of many patterns, of which these are handled here.
@@ -77,8 +80,12 @@ impl Partition {
         queue: Option<PartitionQueue<GroupContext>>,
         waker: Arc<AtomicWaker>,
     ) -> Self {
-        let state =
-            State { offsets, again: None, full: false, revoked: false };
+        let state = State {
+            offsets,
+            again: None,
+            full: false,
+            revoked: false,
+        };
         Self {
             topic,
             number,
@@ -176,7 +183,13 @@ impl Partition {
 
     /// Whether offsets are committed before their records are delivered.
     pub(super) fn commits_first(&self) -> bool {
-        matches!(*self.carries, Carries::Requests { idempotent: false, .. })
+        matches!(
+            *self.carries,
+            Carries::Requests {
+                idempotent: false,
+                ..
+            }
+        )
     }
 }
 
@@ -230,7 +243,9 @@ impl PartitionSource {
                 }
             };
             let offset = message.offset();
-            let Some(attempt) = lock(&self.partition.state).offsets.take(offset) else { continue };
+            let Some(attempt) = lock(&self.partition.state).offsets.take(offset) else {
+                continue;
+            };
             match deliver(&self.group, &self.partition, &message, attempt) {
                 Some(delivery) if commits_first => self.parked.push_back((offset, delivery)),
                 Some(delivery) => batch.push(delivery),
@@ -261,7 +276,12 @@ impl PartitionSource {
             self.group.commit_soon();
         }
         let mut count = 0;
-        while count < room && self.parked.front().is_some_and(|(offset, _)| *offset < committed) {
+        while count < room
+            && self
+                .parked
+                .front()
+                .is_some_and(|(offset, _)| *offset < committed)
+        {
             batch.extend(self.parked.pop_front().map(|(_, delivery)| delivery));
             count += 1;
         }
@@ -279,7 +299,11 @@ impl PartitionSource {
             (false, _) => state.offsets.position(),
         };
         drop(state);
-        while self.parked.back().is_some_and(|(offset, _)| *offset >= asked_for) {
+        while self
+            .parked
+            .back()
+            .is_some_and(|(offset, _)| *offset >= asked_for)
+        {
             if let Some((offset, delivery)) = self.parked.pop_back() {
                 self.partition.give_back(offset, Duration::ZERO);
                 discard(delivery);
@@ -483,7 +507,12 @@ impl Group {
     fn skip(&self, partition: &Partition, offset: i64, foreign: Foreign) {
         let topic = &partition.topic;
         if self.is_first_foreign() {
-            tracing::warn!(topic, offset, ?foreign, "a record is not nestling's own; such are skipped");
+            tracing::warn!(
+                topic,
+                offset,
+                ?foreign,
+                "a record is not nestling's own; such are skipped"
+            );
         } else {
             tracing::debug!(topic, offset, ?foreign, "record skipped");
         }

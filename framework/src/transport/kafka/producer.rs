@@ -90,7 +90,11 @@ impl<C: ProducerContext + 'static> Producer<C> {
         let live = Self::open(&config, context())
             .map_err(|error| settings.failed("make a Kafka producer", error))?;
         let context = Box::new(context);
-        Ok(Arc::new(Self { config, context, current: RwLock::new(live) }))
+        Ok(Arc::new(Self {
+            config,
+            context,
+            current: RwLock::new(live),
+        }))
     }
 
     fn open(config: &ClientConfig, context: C) -> Result<Arc<Live<C>>, KafkaError> {
@@ -106,7 +110,11 @@ impl<C: ProducerContext + 'static> Producer<C> {
     pub(super) fn lookup(self: &Arc<Self>) -> Lookup {
         let producer = Arc::clone(self);
         Arc::new(move |topic, limit| {
-            producer.current().get().client().fetch_metadata(topic, limit)
+            producer
+                .current()
+                .get()
+                .client()
+                .fetch_metadata(topic, limit)
         })
     }
 
@@ -117,7 +125,13 @@ impl<C: ProducerContext + 'static> Producer<C> {
         outgoing: Outgoing<'_>,
         opaque: C::DeliveryOpaque,
     ) -> Result<(), Unsent<C>> {
-        let Outgoing { topic, partition, key, headers, payload } = outgoing;
+        let Outgoing {
+            topic,
+            partition,
+            key,
+            headers,
+            payload,
+        } = outgoing;
         let record = BaseRecord {
             topic,
             partition,
@@ -142,7 +156,11 @@ impl<C: ProducerContext + 'static> Producer<C> {
             },
             _ => (error, record),
         };
-        Err(Unsent { error, opaque: record.delivery_opaque, headers: record.headers })
+        Err(Unsent {
+            error,
+            opaque: record.delivery_opaque,
+            headers: record.headers,
+        })
     }
 
     /// As [`send`](Self::send), waiting for room until the deadline.
@@ -152,7 +170,13 @@ impl<C: ProducerContext + 'static> Producer<C> {
         mut opaque: C::DeliveryOpaque,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let Outgoing { topic, partition, key, payload, .. } = outgoing;
+        let Outgoing {
+            topic,
+            partition,
+            key,
+            payload,
+            ..
+        } = outgoing;
         loop {
             let unsent = match self.send(outgoing, opaque) {
                 Ok(()) => return Ok(()),
@@ -168,7 +192,13 @@ impl<C: ProducerContext + 'static> Producer<C> {
             tokio::time::sleep(RETRY).await;
             opaque = unsent.opaque;
             let headers = unsent.headers.unwrap_or_default();
-            outgoing = Outgoing { topic, partition, key, headers, payload };
+            outgoing = Outgoing {
+                topic,
+                partition,
+                key,
+                headers,
+                payload,
+            };
         }
     }
 

@@ -45,7 +45,9 @@ pub(super) fn request_headers(envelope: &Envelope, address: &ReplyAddress) -> Ow
         headers = add(headers, REPLY_PARTITION, &partition.to_string());
     }
     if let Some(deadline) = envelope.deadline {
-        let remaining = deadline.saturating_duration_since(Instant::now()).as_millis();
+        let remaining = deadline
+            .saturating_duration_since(Instant::now())
+            .as_millis();
         headers = add(headers, header::DEADLINE, &remaining.to_string());
     }
     add_all(headers, envelope)
@@ -53,7 +55,11 @@ pub(super) fn request_headers(envelope: &Envelope, address: &ReplyAddress) -> Ow
 
 /// The headers of an event; its key is the record's.
 pub(super) fn event_headers(envelope: &Envelope) -> OwnedHeaders {
-    let headers = add(start(envelope.headers.len() + 2), header::PATTERN, &envelope.pattern);
+    let headers = add(
+        start(envelope.headers.len() + 2),
+        header::PATTERN,
+        &envelope.pattern,
+    );
     add_all(headers, envelope)
 }
 
@@ -74,11 +80,17 @@ fn start(capacity: usize) -> OwnedHeaders {
 }
 
 fn add(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
-    headers.insert(Header { key, value: Some(value) })
+    headers.insert(Header {
+        key,
+        value: Some(value),
+    })
 }
 
 fn add_all(headers: OwnedHeaders, envelope: &Envelope) -> OwnedHeaders {
-    let ours = envelope.headers.iter().filter(|(name, _)| !is_internal(name));
+    let ours = envelope
+        .headers
+        .iter()
+        .filter(|(name, _)| !is_internal(name));
     ours.fold(headers, |headers, (name, value)| add(headers, name, value))
 }
 
@@ -104,10 +116,17 @@ pub(super) fn check_size(envelope: &Envelope) -> Result<(), Error> {
         return Err(Error::too_large(length, MAX_PAYLOAD));
     }
     // A length and a few bytes of framing come with each.
-    let headers: usize =
-        envelope.headers.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+    let headers: usize = envelope
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 16)
+        .sum();
     let headers = headers + 2 * envelope.pattern.len() + 512;
-    if headers > MAX_HEADERS { Err(Error::too_large(headers, MAX_HEADERS)) } else { Ok(()) }
+    if headers > MAX_HEADERS {
+        Err(Error::too_large(headers, MAX_HEADERS))
+    } else {
+        Ok(())
+    }
 }
 
 /// A record of the native wire, taken apart.
@@ -146,11 +165,16 @@ pub(super) enum Foreign {
 impl Record {
     /// Reads the headers of a message.
     pub(super) fn read(message: &BorrowedMessage<'_>) -> Result<Self, Foreign> {
-        let Some(headers) = message.headers() else { return Err(Foreign::NotNative) };
+        let Some(headers) = message.headers() else {
+            return Err(Foreign::NotNative);
+        };
         // The library panics at a header whose name is not UTF-8, and names come off the wire.
         let record = catch_unwind(AssertUnwindSafe(|| {
             let mut record = Self::default();
-            headers.iter().all(|header| record.add(header.key, header.value)).then_some(record)
+            headers
+                .iter()
+                .all(|header| record.add(header.key, header.value))
+                .then_some(record)
         }));
         match record {
             Ok(Some(record)) if record.native => Ok(record),
@@ -161,7 +185,9 @@ impl Record {
 
     /// Takes in one header; false when it is not text.
     fn add(&mut self, name: &str, value: Option<&[u8]>) -> bool {
-        let Ok(value) = std::str::from_utf8(value.unwrap_or_default()) else { return false };
+        let Ok(value) = std::str::from_utf8(value.unwrap_or_default()) else {
+            return false;
+        };
         match name {
             NATIVE => self.native = value == VERSION,
             header::CORRELATION_ID => self.correlation = Some(value.into()),
@@ -189,14 +215,25 @@ impl Record {
 
     /// Where the replies go, if any are wanted.
     pub(super) fn reply_address(&mut self) -> Option<ReplyAddress> {
-        let topic = self.reply_to.take().filter(|topic| super::topics::is_legal(topic))?;
+        let topic = self
+            .reply_to
+            .take()
+            .filter(|topic| super::topics::is_legal(topic))?;
         let correlation = self.correlation.take()?;
-        Some(ReplyAddress { topic, partition: self.reply_partition, correlation })
+        Some(ReplyAddress {
+            topic,
+            partition: self.reply_partition,
+            correlation,
+        })
     }
 
     /// The call that this replies to, if its correlation id starts with `prefix`.
     pub(super) fn call(&self, prefix: &str) -> Option<u64> {
-        self.correlation.as_deref()?.strip_prefix(prefix)?.parse().ok()
+        self.correlation
+            .as_deref()?
+            .strip_prefix(prefix)?
+            .parse()
+            .ok()
     }
 
     /// What this replies with.
@@ -226,21 +263,33 @@ fn known(name: &str) -> Option<&'static str> {
 
 /// The payload; a record without one has an empty one.
 pub(super) fn payload(message: &BorrowedMessage<'_>) -> Bytes {
-    message.payload().map(Bytes::copy_from_slice).unwrap_or_default()
+    message
+        .payload()
+        .map(Bytes::copy_from_slice)
+        .unwrap_or_default()
 }
 
 /// The key, where it is text.
 pub(super) fn key(message: &BorrowedMessage<'_>) -> Option<ByteString> {
-    std::str::from_utf8(message.key()?).ok().map(ByteString::from)
+    std::str::from_utf8(message.key()?)
+        .ok()
+        .map(ByteString::from)
 }
 
 /// How long a record has waited: from when the broker wrote it, by the clock of this machine.
 pub(super) fn waited(message: &BorrowedMessage<'_>) -> Duration {
-    let written = message.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
-    let Some(written) = written else { return Duration::ZERO };
+    let written = message
+        .timestamp()
+        .to_millis()
+        .and_then(|millis| u64::try_from(millis).ok());
+    let Some(written) = written else {
+        return Duration::ZERO;
+    };
     let written = UNIX_EPOCH + Duration::from_millis(written);
     // A broker whose clock is ahead makes it look unwritten.
-    SystemTime::now().duration_since(written).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(written)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -249,7 +298,11 @@ mod tests {
 
     fn read(headers: &OwnedHeaders) -> Record {
         let mut record = Record::default();
-        assert!(headers.iter().all(|header| record.add(header.key, header.value)));
+        assert!(
+            headers
+                .iter()
+                .all(|header| record.add(header.key, header.value))
+        );
         record
     }
 

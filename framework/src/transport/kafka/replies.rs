@@ -59,7 +59,10 @@ impl ReplyWriter {
         let producer = Producer::new(settings, "nestling-replies", Reports::Failures, || {
             Logged::new(ReplyReports)
         })?;
-        Ok(Self { producer, late: Mutex::default() })
+        Ok(Self {
+            producer,
+            late: Mutex::default(),
+        })
     }
 
     pub(super) fn lookup(&self) -> Lookup {
@@ -85,7 +88,9 @@ impl ReplyWriter {
         }
         drop(late);
         if let Some(item) = self.try_send(address, item) {
-            lock(&self.late).waiting.push_back((Arc::clone(address), item));
+            lock(&self.late)
+                .waiting
+                .push_back((Arc::clone(address), item));
         }
         fits
     }

@@ -31,7 +31,12 @@ pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, E
     let topics = Topics::new(settings.clone(), replies.lookup());
     topics.connect().await?;
     let replies = Mutex::new(Some(replies));
-    Ok(Arc::new(KafkaServer { settings, topics, replies, group: OnceLock::new() }))
+    Ok(Arc::new(KafkaServer {
+        settings,
+        topics,
+        replies,
+        group: OnceLock::new(),
+    }))
 }
 
 struct KafkaServer {
@@ -69,10 +74,10 @@ impl ServerTransport for KafkaServer {
         let wanted: Vec<_> = wanted.collect();
 
         let (sender, mut sources) = mpsc::unbounded_channel();
-        let group = Group::new(replies, carried, subscription.max_in_flight, sender);
+        let group = Group::new(replies, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
         let consumer = group
-            .connect(&config(settings, &subscription))
+            .connect(&config(settings, &subscription, &group.client_id))
             .map_err(|error| settings.failed("make a Kafka consumer", error))?;
         let partitions = if wanted.is_empty() {
             HashMap::new()
@@ -90,13 +95,17 @@ impl ServerTransport for KafkaServer {
                 .find_ends(&consumer, &partitions)
                 .map_err(|error| settings.failed("find the ends of topics", error))?;
             group.start(consumer).map_err(|error| {
-                settings.error(ErrorKind::Connect, "start a thread").with_source(error)
+                settings
+                    .error(ErrorKind::Connect, "start a thread")
+                    .with_source(error)
             })
         })
         .await?;
         match timeout(JOIN, group.reached(Phase::Placed)).await {
             Ok(Phase::Ended) => Err(settings.error(ErrorKind::Connect, "join the consumer group")),
-            Ok(_) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| sources.poll_recv(cx)))),
+            Ok(_) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| {
+                sources.poll_recv(cx)
+            }))),
             Err(_) => {
                 group.close();
                 Err(settings.error(ErrorKind::Timeout, "join the consumer group"))
@@ -123,8 +132,18 @@ impl Drop for KafkaServer {
     }
 }
 
-fn config(settings: &Settings, subscription: &Subscription) -> rdkafka::ClientConfig {
-    let Subscription { service, instance, messages, events, .. } = subscription;
+fn config(
+    settings: &Settings,
+    subscription: &Subscription,
+    client_id: &str,
+) -> rdkafka::ClientConfig {
+    let Subscription {
+        service,
+        instance,
+        messages,
+        events,
+        ..
+    } = subscription;
     // A service may listen to one cluster by two URLs: for messages, and for events.
     let part = match (messages.is_empty(), events.is_empty()) {
         (false, true) => "messages",
@@ -133,6 +152,7 @@ fn config(settings: &Settings, subscription: &Subscription) -> rdkafka::ClientCo
     };
     let mut config = settings.consumer_config(service);
     config
+        .set("client.id", client_id)
         .set("group.instance.id", format!("{service}.{instance}.{part}"))
         .set("session.timeout.ms", "6000")
         // How soon members hear of each other.
@@ -168,7 +188,12 @@ fn carried(
                 carried.insert(topic, Carries::Event { pattern });
             }
             (None, EventTopics::PerService) => {
-                carried.insert(topic, Carries::Events { patterns: vec![pattern] });
+                carried.insert(
+                    topic,
+                    Carries::Events {
+                        patterns: vec![pattern],
+                    },
+                );
             }
         }
     }

@@ -40,7 +40,9 @@ impl EventTopics {
         let name = match self {
             Self::PerPattern => pattern.to_owned(),
             Self::PerService => {
-                let service = pattern.split_once('.').map_or(pattern, |(service, _)| service);
+                let service = pattern
+                    .split_once('.')
+                    .map_or(pattern, |(service, _)| service);
                 format!("{service}.events")
             }
         };
@@ -59,13 +61,21 @@ pub(super) fn check(name: &str) -> Result<(), Error> {
     if is_legal(name) {
         return Ok(());
     }
-    let reason = "a Kafka topic is named by up to 249 letters, digits, dots, dashes and underscores";
-    Err(Error::new(ErrorKind::Config, format!("{name:?} cannot be a topic: {reason}")))
+    let reason =
+        "a Kafka topic is named by up to 249 letters, digits, dots, dashes and underscores";
+    Err(Error::new(
+        ErrorKind::Config,
+        format!("{name:?} cannot be a topic: {reason}"),
+    ))
 }
 
 pub(super) fn is_legal(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    !name.is_empty() && name.len() <= LONGEST && name != "." && name != ".." && name.bytes().all(legal)
+    !name.is_empty()
+        && name.len() <= LONGEST
+        && name != "."
+        && name != ".."
+        && name.bytes().all(legal)
 }
 
 /// What a topic is made for.
@@ -77,8 +87,7 @@ pub(super) enum Purpose {
 }
 
 /// Asks the cluster for the metadata of one topic or of all, within a limit.
-pub(super) type Lookup =
-    Arc<dyn Fn(Option<&str>, Duration) -> KafkaResult<Metadata> + Send + Sync>;
+pub(super) type Lookup = Arc<dyn Fn(Option<&str>, Duration) -> KafkaResult<Metadata> + Send + Sync>;
 
 /// The topics of a cluster, as far as they were asked for.
 pub(super) struct Topics {
@@ -89,7 +98,11 @@ pub(super) struct Topics {
 
 impl Topics {
     pub(super) fn new(settings: Settings, lookup: Lookup) -> Self {
-        Self { settings, lookup, known: Mutex::default() }
+        Self {
+            settings,
+            lookup,
+            known: Mutex::default(),
+        }
     }
 
     /// Whether the cluster answers.
@@ -123,10 +136,18 @@ impl Topics {
         &self,
         wanted: Vec<(String, Purpose)>,
     ) -> Result<HashMap<String, i32>, Error> {
-        let names = || wanted.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let names = || {
+            wanted
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
         let mut present = look_up(&self.lookup, &self.settings, names()).await?;
-        let missing: Vec<_> =
-            wanted.iter().filter(|(name, _)| !present.contains_key(name)).cloned().collect();
+        let missing: Vec<_> = wanted
+            .iter()
+            .filter(|(name, _)| !present.contains_key(name))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             create(&self.settings, &missing).await?;
             let deadline = Instant::now() + CONNECT;
@@ -136,7 +157,9 @@ impl Topics {
                     break;
                 }
                 if Instant::now() >= deadline {
-                    return Err(self.settings.error(ErrorKind::Timeout, "wait for new topics"));
+                    return Err(self
+                        .settings
+                        .error(ErrorKind::Timeout, "wait for new topics"));
                 }
                 tokio::time::sleep(POLL).await;
             }
@@ -150,7 +173,9 @@ impl Topics {
         if lock(&self.known).contains(topic) {
             return Ok(());
         }
-        self.ensure(vec![(topic.to_owned(), purpose)]).await.map(drop)
+        self.ensure(vec![(topic.to_owned(), purpose)])
+            .await
+            .map(drop)
     }
 
     fn remember<'a>(&self, present: &'a HashMap<String, i32>) -> HashSet<&'a str> {
@@ -171,12 +196,15 @@ async fn look_up(
             [one] => Some(one.as_str()),
             _ => None,
         };
-        let metadata = lookup(one, CONNECT)
-            .map_err(|error| settings.failed("ask Kafka for topics", error))?;
+        let metadata =
+            lookup(one, CONNECT).map_err(|error| settings.failed("ask Kafka for topics", error))?;
         let wanted: HashSet<&str> = names.iter().map(String::as_str).collect();
         let mut present = HashMap::new();
         for topic in metadata.topics() {
-            let led = topic.partitions().iter().all(|partition| partition.leader() >= 0);
+            let led = topic
+                .partitions()
+                .iter()
+                .all(|partition| partition.leader() >= 0);
             let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
             if topic.error().is_none() && led && partitions > 0 && wanted.contains(topic.name()) {
                 present.insert(topic.name().to_owned(), partitions);
@@ -238,13 +266,29 @@ mod tests {
         assert_eq!(shared.topic("order.placed").unwrap(), "order.events");
         assert_eq!(shared.topic("order.item.added").unwrap(), "order.events");
         assert_eq!(shared.topic("ping").unwrap(), "ping.events");
-        assert_eq!(EventTopics::PerPattern.topic("order.placed").unwrap(), "order.placed");
+        assert_eq!(
+            EventTopics::PerPattern.topic("order.placed").unwrap(),
+            "order.placed"
+        );
     }
 
     #[test]
     fn what_kafka_would_not_take_is_refused() {
-        for name in ["", ".", "..", "a b", "{\"cmd\":1}", "ä", "a\0b", &"x".repeat(250)] {
-            assert_eq!(check(name).unwrap_err().kind(), ErrorKind::Config, "{name:?}");
+        for name in [
+            "",
+            ".",
+            "..",
+            "a b",
+            "{\"cmd\":1}",
+            "ä",
+            "a\0b",
+            &"x".repeat(250),
+        ] {
+            assert_eq!(
+                check(name).unwrap_err().kind(),
+                ErrorKind::Config,
+                "{name:?}"
+            );
         }
         assert!(check("user.get_all-2").is_ok());
     }

@@ -26,7 +26,8 @@ use super::{
         Address, Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect,
         Pending, Replies, Task, pending::lock,
     },
-    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, unique_token, wire,
+    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, pause, unique_token,
+    wire,
     writer::Writer,
 };
 use crate::{envelope::Envelope, error::RpcError};
@@ -40,21 +41,17 @@ pub(super) async fn open(
 ) -> Result<Arc<dyn ClientTransport>, Error> {
     let mark = mark(&address)?;
     let name = format!("{}/{}", identity.service, identity.instance);
-    let client = connect(&address, name).await?;
     let inbox = wire::reply_prefix(&unique_token());
-    let replies = client
-        .subscribe(format!("{inbox}>"))
-        .await
-        .map_err(closed)?;
+    let (connection, replies) = Connection::open(&address, &name, &inbox).await?;
     let pending = Pending::new();
     let shared = Arc::new(Shared {
         address,
+        name,
         inbox,
         mark,
         pending: Arc::clone(&pending),
         calls: Mutex::default(),
-        writer: Writer::new(client.clone()),
-        client,
+        connection: Mutex::new(Arc::new(connection)),
         closed: AtomicBool::new(false),
     });
     let control = Arc::downgrade(&shared);
@@ -85,7 +82,8 @@ struct NatsClient {
 
 struct Shared {
     address: Address,
-    client: Client,
+    name: String,
+    connection: Mutex<Arc<Connection>>,
     /// The subject of replies up to the call's id.
     inbox: String,
     /// Whether requests say by a header too what they are.
@@ -93,8 +91,24 @@ struct Shared {
     pending: Arc<Pending>,
     /// The pattern of each call that waits: where its replicas listen for control messages.
     calls: Mutex<HashMap<u64, ByteString>>,
-    writer: Writer,
     closed: AtomicBool,
+}
+
+struct Connection {
+    client: Client,
+    writer: Writer,
+}
+
+impl Connection {
+    async fn open(address: &Address, name: &str, inbox: &str) -> Result<(Self, Subscriber), Error> {
+        let client = connect(address, name.to_owned()).await?;
+        let replies = client
+            .subscribe(format!("{inbox}>"))
+            .await
+            .map_err(closed)?;
+        let writer = Writer::new(client.clone());
+        Ok((Self { client, writer }, replies))
+    }
 }
 
 #[async_trait]
@@ -104,26 +118,23 @@ impl ClientTransport for NatsClient {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(&self.shared.client)
+        capabilities(&self.shared.connection().client)
     }
 
     async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error> {
         let shared = &*self.shared;
-        let limit = shared.prepare(&envelope).await?;
+        let (connection, limit) = shared.prepare(&envelope).await?;
         let headers = wire::headers(&envelope, shared.mark)?;
         let (call, replies) = shared.pending.register(kind);
         let subject = wire::subject(&envelope.pattern);
         lock(&shared.calls).insert(call, envelope.pattern);
-        let sent = shared.send(
-            OutboundMessage {
-                subject,
-                reply: Some(wire::reply_subject(&shared.inbox, call, envelope.deadline)),
-                payload: envelope.payload,
-                headers,
-            },
-            limit,
-        );
-        match sent.await {
+        let message = OutboundMessage {
+            subject,
+            reply: Some(wire::reply_subject(&shared.inbox, call, envelope.deadline)),
+            payload: envelope.payload,
+            headers,
+        };
+        match shared.send(&connection.client, message, limit).await {
             Ok(()) => Ok(replies),
             Err(error) => {
                 // Nobody has seen this call: dropping the replies must not cancel it on the wire.
@@ -135,24 +146,25 @@ impl ClientTransport for NatsClient {
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         let shared = &*self.shared;
-        let limit = shared.prepare(&envelope).await?;
+        let (connection, limit) = shared.prepare(&envelope).await?;
         let message = OutboundMessage {
             subject: wire::subject(&envelope.pattern),
             reply: None,
             headers: wire::headers(&envelope, true)?,
             payload: envelope.payload,
         };
-        shared.send(message, limit).await?;
-        match timeout_at(limit, shared.client.flush()).await {
+        shared.send(&connection.client, message, limit).await?;
+        match timeout_at(limit, connection.client.flush()).await {
             Ok(flushed) => flushed.map_err(closed),
             Err(_) => Err(shared.too_late()),
         }
     }
 
     async fn close(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
         self.shared.end("the client was closed");
         // Also writes out what was handed to the connection before.
-        match timeout(PATIENCE, self.shared.client.drain()).await {
+        match timeout(PATIENCE, self.shared.connection().client.drain()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the connection was closed already"),
             Err(_) => tracing::warn!(address = %self.shared.address, "not closed in time"),
@@ -162,8 +174,9 @@ impl ClientTransport for NatsClient {
 
 impl Shared {
     /// Checks what can be checked before anything is sent; returns how long sending may take.
-    async fn prepare(&self, envelope: &Envelope) -> Result<Instant, Error> {
-        let (length, most) = (envelope.payload.len(), max_payload(&self.client));
+    async fn prepare(&self, envelope: &Envelope) -> Result<(Arc<Connection>, Instant), Error> {
+        let mut connection = self.connection();
+        let (length, most) = (envelope.payload.len(), max_payload(&connection.client));
         if length > most {
             return Err(Error::too_large(length, most));
         }
@@ -172,21 +185,27 @@ impl Shared {
             .unwrap_or_else(|| Instant::now() + PATIENCE);
         // What is handed over while the broker is away would be sent when it comes back, with time
         // left that has long run out.
-        while self.client.connection_state() != State::Connected {
+        while connection.client.connection_state() != State::Connected {
             self.check_open()?;
             if Instant::now() >= limit {
                 let text = format!("no connection to {}", self.address);
                 return Err(Error::new(ErrorKind::Connect, text));
             }
             sleep(RECONNECT_CHECK).await;
+            connection = self.connection();
         }
         self.check_open()?;
-        Ok(limit)
+        Ok((connection, limit))
     }
 
-    async fn send(&self, message: OutboundMessage, limit: Instant) -> Result<(), Error> {
+    async fn send(
+        &self,
+        client: &Client,
+        message: OutboundMessage,
+        limit: Instant,
+    ) -> Result<(), Error> {
         let length = message.payload.len();
-        let mut sending = pin!(self.client.publish_message(message));
+        let mut sending = pin!(client.publish_message(message));
         // Nearly always there is room, and then no timer is needed.
         let first = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
         let sent = match first {
@@ -195,7 +214,7 @@ impl Shared {
                 .await
                 .map_err(|_| self.too_late())?,
         };
-        sent.map_err(|error| not_published(error, length, &self.client))
+        sent.map_err(|error| not_published(error, length, client))
     }
 
     fn too_late(&self) -> Error {
@@ -214,7 +233,9 @@ impl Shared {
 
     fn tell(&self, call: u64, pattern: &str, control: wire::Control) {
         let reply = wire::reply_subject(&self.inbox, call, None);
-        self.writer.send(control.message(pattern, reply));
+        self.connection()
+            .writer
+            .send(control.message(pattern, reply));
     }
 
     fn receive(&self, message: Message) {
@@ -233,10 +254,32 @@ impl Shared {
         }
     }
 
+    fn connection(&self) -> Arc<Connection> {
+        Arc::clone(&lock(&self.connection))
+    }
+
+    /// Ends every call that waits.
     fn end(&self, why: &str) {
-        self.closed.store(true, Ordering::Relaxed);
         lock(&self.calls).clear();
         self.pending.fail_all(&RpcError::unavailable(why));
+    }
+}
+
+impl Shared {
+    /// Hands replies to their callers, and control messages to the connection when it was full.
+    fn poll_replies(
+        &self,
+        writer: &Writer,
+        replies: &mut Subscriber,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<()> {
+        if writer.poll_drain(cx).is_pending() {
+            tracing::trace!("control messages wait for the connection");
+        }
+        while let Some(message) = task::ready!(replies.poll_next_unpin(cx)) {
+            self.receive(message);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -256,17 +299,30 @@ impl Control for Shared {
     }
 }
 
-/// Hands replies to their callers, and control messages to the connection when it was full.
+/// Reads replies until the client is closed.
+///
+/// A lost connection is made again by the client library. It gives up by itself only when its own
+/// task panics, as it does on a header that has a lone carriage return; then a new one is made here.
 async fn read(shared: Arc<Shared>, mut replies: Subscriber) {
-    let poll = |cx: &mut task::Context<'_>| {
-        if shared.writer.poll_drain(cx).is_pending() {
-            tracing::trace!("control messages wait for the connection");
-        }
-        while let Some(message) = task::ready!(replies.poll_next_unpin(cx)) {
-            shared.receive(message);
-        }
-        Poll::Ready(())
-    };
-    poll_fn(poll).await;
-    shared.end("the connection was closed");
+    loop {
+        let connection = shared.connection();
+        poll_fn(|cx| shared.poll_replies(&connection.writer, &mut replies, cx)).await;
+        shared.end("the connection was closed");
+        let mut attempt = 1;
+        replies = loop {
+            if shared.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            tracing::error!(address = %shared.address, "the connection broke down, making a new one");
+            sleep(pause(attempt)).await;
+            attempt += 1;
+            match Connection::open(&shared.address, &shared.name, &shared.inbox).await {
+                Ok((connection, replies)) => {
+                    *lock(&shared.connection) = Arc::new(connection);
+                    break replies;
+                }
+                Err(error) => tracing::warn!(%error, "not connected again"),
+            }
+        };
+    }
 }

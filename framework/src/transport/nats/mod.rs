@@ -3,7 +3,9 @@
 //! `nats://user:password@host:4222,other:4222`. The wire is in `docs/wire/nats.md`.
 
 mod client;
+mod responder;
 mod server;
+mod source;
 mod wire;
 mod writer;
 
@@ -15,7 +17,10 @@ use std::{
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind, ServerAddr,
+    Subject,
 };
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::time::{sleep, timeout_at};
 
 use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, pending::lock};
@@ -164,6 +169,18 @@ fn report(address: &str, event: &Event, complained: &Mutex<Option<Instant>>) {
         Event::Disconnected => tracing::warn!(address, "connection lost, connecting again"),
         Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(address, %event, "trouble"),
         _ => tracing::debug!(address, %event),
+    }
+}
+
+/// Returns when the broker has worked off everything sent before. It does so in order, so a message
+/// to ourselves says it; a flush of the library only means that it was written.
+async fn round_trip(client: &Client) -> Result<(), Error> {
+    let inbox = Subject::from(wire::reply_prefix(&unique_token()) + "echo");
+    let mut echo = client.subscribe(inbox.clone()).await.map_err(closed)?;
+    client.publish(inbox, Bytes::new()).await.map_err(closed)?;
+    match echo.next().await {
+        Some(_) => Ok(()),
+        None => Err(Error::new(ErrorKind::Closed, "the connection was closed")),
     }
 }
 

@@ -1,62 +1,44 @@
-//! The receiving side: a source per pattern, with its queue subscription and, for messages, the
-//! subscription that brings what callers say about their calls.
+//! The receiving side: a source per pattern.
 
-use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    hash::{BuildHasher, RandomState},
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    task::{self, Poll},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
-use async_nats::{Client, Message, Subject, SubscribeError, SubscribeErrorKind, Subscriber};
+use async_nats::{Client, SubscribeError, SubscribeErrorKind, Subscriber};
 use async_trait::async_trait;
-use bytes::Bytes;
 use bytestring::ByteString;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{StreamExt, stream};
 use tokio::{
-    task::coop::unconstrained,
-    time::{Instant, Sleep, sleep, timeout},
+    sync::Notify,
+    time::{sleep, timeout},
 };
 
 use super::{
     super::{
-        Address, Call, Calls, Capabilities, Delivery, Error, ErrorKind, Gone, Item, Kind, Outcome,
-        Responder, ServerTransport, Source, Sources, Subscription,
+        Address, Capabilities, Error, ErrorKind, Kind, ServerTransport, Source, Sources,
+        Subscription, pending::lock,
     },
-    NAME, PATIENCE, capabilities, closed, connect, max_payload, unique_token, wire,
-    writer::Writer,
-};
-use crate::{
-    envelope::{Envelope, header},
-    error::RpcError,
-    handler::BoxFuture,
+    NAME, PATIENCE, capabilities, connect, pause, round_trip,
+    source::NatsSource,
+    wire,
 };
 
-/// The most messages of one pattern that wait for room in the server; more are refused.
-const MOST_WAITING: usize = 16 * 1024;
-/// The same in bytes.
-const MOST_WAITING_BYTES: usize = 64 << 20;
-/// How long the end of a subscription may take.
-const DRAIN_LIMIT: Duration = Duration::from_secs(3);
-/// How long a subscription that is to end is watched to see how busy it is.
-const WATCH: Duration = Duration::from_millis(20);
-/// How long a busy subscription may take for its last messages.
-const LAST_LIMIT: Duration = Duration::from_millis(500);
-/// How many messages more than it had while it was watched.
-const LAST_SLACK: u64 = 16;
-/// How soon asking is repeated when the connection had no room for it.
-const ASK_AGAIN: Duration = Duration::from_millis(10);
+const CONNECTION_NAME: &str = "nestling";
 
 pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
-    let client = connect(&address, "nestling".to_owned()).await?;
-    Ok(Arc::new(NatsServer { client }))
+    let client = connect(&address, CONNECTION_NAME.to_owned()).await?;
+    let connection = Arc::new(Connection {
+        address,
+        client: Mutex::new(client),
+    });
+    Ok(Arc::new(NatsServer { connection }))
 }
 
 struct NatsServer {
-    client: Client,
+    connection: Arc<Connection>,
+}
+
+struct Connection {
+    address: Address,
+    client: Mutex<Client>,
 }
 
 #[async_trait]
@@ -66,90 +48,88 @@ impl ServerTransport for NatsServer {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(&self.client)
+        capabilities(&self.connection.client())
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
-        let subscribing = async {
-            let mut sources: Vec<Box<dyn Source>> = Vec::new();
-            for message in subscription.messages {
-                // The control subject first: no cancel may find nobody.
-                let control = wire::control_subject(&message.pattern);
-                let control = self.client.subscribe(control).await;
-                let control = control.map_err(|error| refused(error, &message.pattern))?;
-                let messages = self.queue(&message.pattern, &subscription.service).await?;
-                let source = self.source(Kind::Message, message.pattern, messages, Some(control));
-                sources.push(Box::new(source));
-            }
-            for event in subscription.events {
-                let events = self.queue(&event.pattern, &subscription.service).await?;
-                sources.push(Box::new(self.source(
-                    Kind::Event,
-                    event.pattern,
-                    events,
-                    None,
-                )));
-            }
-            round_trip(&self.client).await?;
-            Ok::<_, Error>(sources)
-        };
-        let sources = timeout(PATIENCE, subscribing)
-            .await
-            .map_err(|_| Error::new(ErrorKind::Timeout, "not subscribed in time"))??;
-        Ok(Box::pin(futures_util::stream::iter(sources)))
+        let connection = Arc::clone(&self.connection);
+        let first = subscribe(&connection.client(), &subscription).await?;
+        let rest = stream::unfold((connection, subscription, first.lost), |state| async {
+            let (connection, subscription, lost) = state;
+            lost.notified().await;
+            let again = connection.subscribe_again(&subscription).await;
+            Some((again.sources, (connection, subscription, again.lost)))
+        });
+        let all = stream::once(async { first.sources }).chain(rest);
+        Ok(Box::pin(all.flat_map(stream::iter)))
     }
 }
 
-impl NatsServer {
-    async fn queue(&self, pattern: &ByteString, group: &str) -> Result<Subscriber, Error> {
-        let subscriber = self
-            .client
-            .queue_subscribe(wire::subject(pattern), group.to_owned());
-        subscriber.await.map_err(|error| refused(error, pattern))
+/// The sources of one connection.
+struct Subscribed {
+    sources: Vec<Box<dyn Source>>,
+    /// Notified when the connection is gone for good.
+    lost: Arc<Notify>,
+}
+
+impl Connection {
+    fn client(&self) -> Client {
+        lock(&self.client).clone()
     }
 
-    fn source(
-        &self,
-        kind: Kind,
-        pattern: ByteString,
-        messages: Subscriber,
-        control: Option<Subscriber>,
-    ) -> NatsSource {
-        let client = self.client.clone();
-        let shared = Shared {
-            writer: Writer::new(client.clone()),
-            client,
-            calls: Calls::new(),
-            hasher: RandomState::new(),
-        };
-        NatsSource {
-            kind,
-            wildcard: wire::has_wildcard(&pattern),
-            pattern,
-            messages,
-            arrived: 0,
-            connects: connects(&self.client),
-            control,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            shared: Arc::new(shared),
-            stopping: None,
-            ended: false,
-            closing: None,
+    /// A lost connection is made again by the client library. It gives up by itself only when its
+    /// own task panics, as it does on a header that has a lone carriage return.
+    async fn subscribe_again(&self, subscription: &Subscription) -> Subscribed {
+        tracing::error!(address = %self.address, "the connection broke down, making a new one");
+        let mut attempt = 1;
+        loop {
+            sleep(pause(attempt)).await;
+            attempt += 1;
+            let again = async {
+                let client = connect(&self.address, CONNECTION_NAME.to_owned()).await?;
+                let subscribed = subscribe(&client, subscription).await?;
+                *lock(&self.client) = client;
+                Ok::<_, Error>(subscribed)
+            };
+            match again.await {
+                Ok(subscribed) => return subscribed,
+                Err(error) => tracing::warn!(%error, "not subscribed again"),
+            }
         }
     }
 }
 
-/// Returns when the broker has worked off everything sent before. It does so in order, so a message
-/// to ourselves says it; a flush of the library only means that it was written.
-async fn round_trip(client: &Client) -> Result<(), Error> {
-    let inbox = Subject::from(wire::reply_prefix(&unique_token()) + "echo");
-    let mut echo = client.subscribe(inbox.clone()).await.map_err(closed)?;
-    client.publish(inbox, Bytes::new()).await.map_err(closed)?;
-    match echo.next().await {
-        Some(_) => Ok(()),
-        None => Err(Error::new(ErrorKind::Closed, "the connection was closed")),
-    }
+async fn subscribe(client: &Client, subscription: &Subscription) -> Result<Subscribed, Error> {
+    let lost = Arc::new(Notify::new());
+    let group = &subscription.service;
+    let subscribing = async {
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for message in &subscription.messages {
+            let pattern = message.pattern.clone();
+            // The control subject first: no cancel may find nobody.
+            let control = client.subscribe(wire::control_subject(&pattern)).await;
+            let control = Some(control.map_err(|error| refused(error, &pattern))?);
+            let messages = queue(client, &pattern, group).await?;
+            let source = NatsSource::new(client, &lost, Kind::Message, pattern, messages, control);
+            sources.push(Box::new(source));
+        }
+        for event in &subscription.events {
+            let pattern = event.pattern.clone();
+            let events = queue(client, &pattern, group).await?;
+            let source = NatsSource::new(client, &lost, Kind::Event, pattern, events, None);
+            sources.push(Box::new(source));
+        }
+        round_trip(client).await?;
+        Ok::<_, Error>(sources)
+    };
+    let too_late = |_| Error::new(ErrorKind::Timeout, "not subscribed in time");
+    let sources = timeout(PATIENCE, subscribing).await.map_err(too_late)??;
+    Ok(Subscribed { sources, lost })
+}
+
+async fn queue(client: &Client, pattern: &ByteString, group: &str) -> Result<Subscriber, Error> {
+    let subscriber = client.queue_subscribe(wire::subject(pattern), group.to_owned());
+    subscriber.await.map_err(|error| refused(error, pattern))
 }
 
 fn refused(error: SubscribeError, pattern: &str) -> Error {
@@ -160,390 +140,4 @@ fn refused(error: SubscribeError, pattern: &str) -> Error {
         SubscribeErrorKind::Other => ErrorKind::Closed,
     };
     Error::new(kind, format!("subscribe to {pattern:?}")).with_source(error)
-}
-
-struct NatsSource {
-    kind: Kind,
-    pattern: ByteString,
-    wildcard: bool,
-    messages: Subscriber,
-    /// How many of them came.
-    arrived: u64,
-    /// How often the connection had been made when they were subscribed to.
-    connects: u64,
-    control: Option<Subscriber>,
-    /// What arrived while the server had no room. Left in the client library, it would be dropped
-    /// without a word when there is too much of it.
-    waiting: VecDeque<Message>,
-    waiting_bytes: usize,
-    shared: Arc<Shared>,
-    stopping: Option<Stopping>,
-    /// Nothing more will arrive.
-    ended: bool,
-    closing: Option<BoxFuture<'static, ()>>,
-}
-
-/// What a source and its responders share.
-struct Shared {
-    writer: Writer,
-    client: Client,
-    /// The calls in work, by the hash of their reply subject: it is looked up, never shown.
-    calls: Calls<u64>,
-    hasher: RandomState,
-}
-
-/// How a subscription ends without losing what is on its way.
-///
-/// What arrives after the library has unsubscribed is dropped without a word, so a busy
-/// subscription is first given a last message, by number: the broker counts to it as well and goes
-/// over to other replicas by itself, and both sides agree on which message was the last.
-struct Stopping {
-    step: Step,
-    arrived_before: u64,
-    limit: Instant,
-    timer: Pin<Box<Sleep>>,
-}
-
-#[derive(Clone, Copy)]
-enum Step {
-    Watch,
-    NameLast,
-    Unsubscribe,
-    GiveUp,
-}
-
-impl Source for NatsSource {
-    fn poll_deliveries(
-        &mut self,
-        cx: &mut task::Context<'_>,
-        room: usize,
-        batch: &mut Vec<Delivery>,
-    ) -> Poll<Option<usize>> {
-        // Pending or not, it wakes this task when there is more to do.
-        let _unfinished = self.shared.writer.poll_drain(cx);
-        self.poll_stopping(cx);
-        let mut count = 0;
-        while count < room {
-            let Some(message) = self.next(cx) else { break };
-            if let Some(delivery) = self.deliver(message) {
-                batch.push(delivery);
-                count += 1;
-            }
-        }
-        if room == 0 {
-            self.keep_arrived(cx);
-        }
-        self.poll_control(cx);
-        if count > 0 {
-            Poll::Ready(Some(count))
-        } else if self.ended && self.waiting.is_empty() {
-            Poll::Ready(None)
-        } else {
-            Poll::Pending
-        }
-    }
-
-    fn stop(&mut self) {
-        if self.stopping.is_none() {
-            let timer = Box::pin(sleep(Duration::ZERO));
-            let limit = Instant::now() + DRAIN_LIMIT;
-            self.stopping = Some(Stopping {
-                step: Step::Watch,
-                arrived_before: self.arrived,
-                limit,
-                timer,
-            });
-        }
-    }
-
-    fn poll_close(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        let shared = &self.shared;
-        let closing = self.closing.get_or_insert_with(|| {
-            let shared = Arc::clone(shared);
-            Box::pin(async move {
-                let flushed = async {
-                    poll_fn(|cx| shared.writer.poll_drain(cx)).await;
-                    round_trip(&shared.client).await
-                };
-                match timeout(PATIENCE, flushed).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "replies may be lost"),
-                    Err(_) => tracing::warn!("replies may be lost: the broker is away"),
-                }
-            })
-        });
-        closing.poll_unpin(cx)
-    }
-}
-
-impl NatsSource {
-    /// The next message, first of those that wait.
-    fn next(&mut self, cx: &mut task::Context<'_>) -> Option<Message> {
-        if let Some(message) = self.waiting.pop_front() {
-            self.waiting_bytes -= message.length;
-            return Some(message);
-        }
-        self.arrived(cx)
-    }
-
-    fn arrived(&mut self, cx: &mut task::Context<'_>) -> Option<Message> {
-        if self.ended {
-            return None;
-        }
-        match self.messages.poll_next_unpin(cx) {
-            Poll::Ready(Some(message)) => {
-                self.arrived += 1;
-                Some(message)
-            }
-            Poll::Ready(None) => {
-                self.end("the connection was closed");
-                None
-            }
-            Poll::Pending => None,
-        }
-    }
-
-    fn end(&mut self, why: &str) {
-        self.ended = true;
-        if self.stopping.is_none() {
-            tracing::error!(pattern = %self.pattern, "no longer subscribed: {why}");
-        }
-    }
-
-    /// Takes over what has arrived, up to the bound; the rest is refused.
-    fn keep_arrived(&mut self, cx: &mut task::Context<'_>) {
-        while let Some(message) = self.arrived(cx) {
-            let bytes = self.waiting_bytes + message.length;
-            if self.waiting.len() < MOST_WAITING && bytes <= MOST_WAITING_BYTES {
-                self.waiting_bytes = bytes;
-                self.waiting.push_back(message);
-            } else {
-                self.refuse(message);
-            }
-        }
-    }
-
-    fn refuse(&self, message: Message) {
-        match (self.kind, message.reply) {
-            (Kind::Message, Some(reply)) => {
-                let text = format!("too many requests wait for {}", self.pattern);
-                let item = Item::Fail(RpcError::resource_exhausted(text));
-                self.shared.writer.send(wire::reply(reply, item));
-            }
-            _ => tracing::warn!(subject = %message.subject, "dropped: too many of them wait"),
-        }
-    }
-
-    fn deliver(&self, message: Message) -> Option<Delivery> {
-        let (headers, deadline) = match wire::incoming(&message) {
-            wire::Incoming::Native(headers, deadline) => (headers, deadline),
-            wire::Incoming::Foreign => {
-                tracing::debug!(subject = %message.subject, "ignored: not of the native wire");
-                return None;
-            }
-        };
-        let (pattern, subscription) = if self.wildcard {
-            (
-                ByteString::from(message.subject.as_str()),
-                Some(self.pattern.clone()),
-            )
-        } else {
-            (self.pattern.clone(), None)
-        };
-        let envelope = Envelope {
-            pattern,
-            headers,
-            payload: message.payload,
-            deadline,
-        };
-        let mut delivery = match self.kind {
-            Kind::Message => {
-                let responder = self.shared.responder(message.reply);
-                Delivery::new(Kind::Message, envelope, Box::new(responder))
-            }
-            Kind::Event => {
-                let lane = envelope.headers.get_shared(header::KEY).cloned();
-                let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(Acknowledged));
-                delivery.lane = lane;
-                delivery
-            }
-        };
-        delivery.subscription = subscription;
-        Some(delivery)
-    }
-
-    fn poll_control(&mut self, cx: &mut task::Context<'_>) {
-        while let Some(control) = &mut self.control {
-            let Poll::Ready(message) = control.poll_next_unpin(cx) else {
-                return;
-            };
-            let Some(message) = message else {
-                self.control = None;
-                return;
-            };
-            let Some(reply) = message.reply else { continue };
-            let key = self.shared.key(&reply);
-            match wire::Control::parse(&message.payload) {
-                Some(wire::Control::Credit(values)) => self.shared.calls.credit(&key, values),
-                Some(wire::Control::Cancel) => {
-                    self.shared.calls.cancel(&key);
-                    self.forget(cx, &reply);
-                }
-                None => tracing::debug!(%reply, "a control message nobody understands"),
-            }
-        }
-    }
-
-    /// Takes a cancelled request out of those that wait. It arrived before its cancellation, so it
-    /// is here, or handed out already.
-    fn forget(&mut self, cx: &mut task::Context<'_>, reply: &Subject) {
-        self.keep_arrived(cx);
-        let call = wire::call_key(reply);
-        let is_cancelled = |message: &Message| {
-            message
-                .reply
-                .as_deref()
-                .is_some_and(|other| wire::call_key(other) == call)
-        };
-        let position = self.waiting.iter().position(is_cancelled);
-        if let Some(message) = position.and_then(|position| self.waiting.remove(position)) {
-            self.waiting_bytes -= message.length;
-        }
-    }
-
-    fn poll_stopping(&mut self, cx: &mut task::Context<'_>) {
-        let Some(stopping) = &mut self.stopping else {
-            return;
-        };
-        while !self.ended && stopping.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let (step, next) = match stopping.step {
-                Step::Watch => (Step::NameLast, now + WATCH),
-                Step::NameLast => {
-                    let recently = self.arrived - stopping.arrived_before;
-                    let last = self.arrived + recently + LAST_SLACK;
-                    // After a reconnect the broker has counted anew.
-                    if recently == 0 || connects(&self.shared.client) != self.connects {
-                        (Step::Unsubscribe, now)
-                    } else if asked(self.messages.unsubscribe_after(last)) {
-                        (Step::Unsubscribe, now + LAST_LIMIT)
-                    } else {
-                        (Step::NameLast, now + ASK_AGAIN)
-                    }
-                }
-                _ if now >= stopping.limit => {
-                    tracing::warn!(pattern = %self.pattern, "the subscription did not end in time");
-                    self.ended = true;
-                    return;
-                }
-                Step::Unsubscribe if asked(self.messages.drain()) => (Step::GiveUp, stopping.limit),
-                Step::Unsubscribe => (Step::Unsubscribe, now + ASK_AGAIN),
-                Step::GiveUp => (Step::GiveUp, stopping.limit),
-            };
-            stopping.step = step;
-            stopping.timer.as_mut().reset(next);
-        }
-    }
-}
-
-/// Whether the connection took a command at once. If it is closed there is nothing left to ask.
-fn asked<E>(command: impl Future<Output = Result<(), E>>) -> bool {
-    unconstrained(command).now_or_never().is_some()
-}
-
-fn connects(client: &Client) -> u64 {
-    client.statistics().connects.load(Ordering::Relaxed)
-}
-
-impl Shared {
-    fn key(&self, reply: &Subject) -> u64 {
-        self.hasher.hash_one(wire::call_key(reply))
-    }
-
-    fn responder(self: &Arc<Self>, reply: Option<Subject>) -> NatsResponder {
-        let reply = reply.map(|subject| (self.calls.open(self.key(&subject)), subject));
-        NatsResponder {
-            shared: Arc::clone(self),
-            reply,
-        }
-    }
-}
-
-struct NatsResponder {
-    shared: Arc<Shared>,
-    /// Where the reply goes, if the sender said so.
-    reply: Option<(Call<u64>, Subject)>,
-}
-
-impl NatsResponder {
-    fn send(&mut self, item: Item) {
-        let Some((call, subject)) = &self.reply else {
-            return;
-        };
-        if call.is_cancelled() {
-            return;
-        }
-        let mut message = wire::reply(subject.clone(), item);
-        let (length, most) = (message.payload.len(), max_payload(&self.shared.client));
-        if length > most {
-            let text = format!("a reply of {length} bytes is above the limit of {most}");
-            message = wire::reply(
-                subject.clone(),
-                Item::Fail(RpcError::resource_exhausted(text)),
-            );
-            // That ended the call, whatever its handler still has to say.
-            self.reply = None;
-        }
-        self.shared.writer.send(message);
-    }
-}
-
-impl Responder for NatsResponder {
-    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        match &self.reply {
-            Some((call, _)) => call.poll_credit(cx),
-            None => Poll::Ready(Err(Gone)),
-        }
-    }
-
-    fn value(&mut self, payload: Bytes) {
-        self.send(Item::Value(payload));
-    }
-
-    fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        match &self.reply {
-            Some((call, _)) => call.poll_cancelled(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    fn settle(mut self: Box<Self>, outcome: Outcome) {
-        let item = match outcome {
-            Outcome::Reply(payload) => Item::Last(payload),
-            Outcome::Done => Item::End,
-            Outcome::Fail(error) => Item::Fail(error),
-            Outcome::Ack => return,
-            // Core NATS cannot give it to another replica; the caller can ask again.
-            Outcome::Retry { .. } => Item::Fail(RpcError::unavailable("not handled here")),
-            Outcome::Reject { reason } => Item::Fail(RpcError::failed_precondition(reason)),
-        };
-        self.send(item);
-    }
-}
-
-/// Core NATS knows no acknowledgement: an event is gone once it was delivered.
-struct Acknowledged;
-
-impl Responder for Acknowledged {
-    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        Poll::Ready(Err(Gone))
-    }
-
-    fn value(&mut self, _: Bytes) {}
-
-    fn poll_cancelled(&mut self, _: &mut task::Context<'_>) -> Poll<()> {
-        Poll::Pending
-    }
-
-    fn settle(self: Box<Self>, _: Outcome) {}
 }

@@ -179,7 +179,7 @@ pub(super) fn reply(to: Subject, item: Item) -> OutboundMessage {
         Item::Last(payload) => (None, payload),
         Item::Value(payload) => (Some(VALUE), payload),
         Item::End => (Some(END), Bytes::new()),
-        Item::Fail(error) => (Some(FAIL), Bytes::from(error.to_bytes())),
+        Item::Fail(error) => (Some(FAIL), error.to_bytes()),
     };
     OutboundMessage {
         subject: to,

@@ -60,6 +60,24 @@ impl Arrived {
     }
 }
 
+/// The room a poll was given, and what was put there.
+pub(super) struct Deliveries<'a> {
+    pub(super) batch: &'a mut Vec<Delivery>,
+    pub(super) room: usize,
+    pub(super) count: usize,
+}
+
+impl Deliveries<'_> {
+    pub(super) fn have_room(&self) -> bool {
+        self.count < self.room
+    }
+
+    pub(super) fn push(&mut self, delivery: Delivery) {
+        self.batch.push(delivery);
+        self.count += 1;
+    }
+}
+
 /// The responder of a message.
 struct Answer {
     call: Call<u64>,

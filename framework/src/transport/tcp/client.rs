@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -132,6 +132,7 @@ impl TcpClient {
             if let Some(connection) = peer.connected() {
                 return Ok(connection);
             }
+            let _waiting = Waiting::new(peer);
             let connecting = peer.connect();
             let connected = match deadline {
                 Some(deadline) => timeout_at(deadline, connecting).await,
@@ -163,9 +164,10 @@ impl TcpClient {
         }
         let one = fastrand::usize(..count);
         let other = (one + fastrand::usize(1..count)) % count;
-        let load = |position: usize| Some((self.peers[position].load(now)?, position));
+        let load = |position: usize| self.peers[position].load(now).map(|load| (load, position));
         let best = match (load(one), load(other)) {
-            (Some(one), Some(other)) => Some(one.min(other)),
+            // Equal ones take turns by chance, as `one` was taken.
+            (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
             (one, other) => one.or(other),
         };
         let any = || (0..count).find_map(|step| load((one + step) % count));
@@ -246,7 +248,25 @@ impl From<Failure> for Error {
 struct Peer {
     host: String,
     max_frame: usize,
+    /// Calls that wait for a connection.
+    waiting: AtomicUsize,
     state: Mutex<State>,
+}
+
+/// A call that waits for a connection to its peer: in flight already, when peers are compared.
+struct Waiting<'a>(&'a Peer);
+
+impl<'a> Waiting<'a> {
+    fn new(peer: &'a Peer) -> Self {
+        peer.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(peer)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -267,6 +287,7 @@ impl Peer {
         Arc::new(Self {
             host: host.to_owned(),
             max_frame,
+            waiting: AtomicUsize::new(0),
             state: Mutex::default(),
         })
     }
@@ -277,7 +298,7 @@ impl Peer {
         match &state.connection {
             Some(connection) if connection.link.is_open() => Some(connection.link.pending().len()),
             _ if state.not_before.is_some_and(|then| now < then) => None,
-            _ => Some(0),
+            _ => Some(self.waiting.load(Ordering::Relaxed)),
         }
     }
 

@@ -20,7 +20,7 @@ const ENOUGH: usize = 50;
 /// The broker is killed and started again: calls fail in a way their callers understand, and then server and client go on
 /// by themselves.
 pub async fn a_killed_broker_comes_back_under_load(stage: Stage) {
-    let Some((kind, options)) = stage.broker() else {
+    let Some(kind) = stage.broker() else {
         eprintln!("off: there is no broker to kill");
         return;
     };
@@ -33,7 +33,6 @@ pub async fn a_killed_broker_comes_back_under_load(stage: Stage) {
             return;
         }
     };
-    eprintln!("options: {options:?}");
     let stage = stage.moved_to(broker.url());
     let (ask, happened) = (stage.pattern("ask"), stage.pattern("happened"));
     let events = Record::new();
@@ -53,14 +52,21 @@ pub async fn a_killed_broker_comes_back_under_load(stage: Stage) {
         async move {
             let mut n = caller;
             while !enough.is_open() {
-                let call = client.send_at::<u64>(ask, &n).timeout(IMPATIENCE).into_future();
+                let call = client
+                    .send_at::<u64>(ask, &n)
+                    .timeout(IMPATIENCE)
+                    .into_future();
                 match within("a call to end", call).await {
                     Ok(reply) => {
                         assert_eq!(reply, n);
                         answered.push(n);
                     }
                     Err(error) => {
-                        let expected = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted];
+                        let expected = [
+                            Code::Unavailable,
+                            Code::DeadlineExceeded,
+                            Code::ResourceExhausted,
+                        ];
                         assert!(expected.contains(&error.code), "{error:?}");
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
@@ -76,7 +82,10 @@ pub async fn a_killed_broker_comes_back_under_load(stage: Stage) {
 
         broker.kill();
         let restarted = tokio::task::spawn_blocking(move || broker.restart().map(|()| broker));
-        let _broker = restarted.await.expect("no panic").expect("the broker starts again");
+        let _broker = restarted
+            .await
+            .expect("no panic")
+            .expect("the broker starts again");
         answered.at_least(answered.count() + ENOUGH).await;
         eventually("the event to arrive", async || {
             let emitted = client.emit_at(happened, &2).timeout(IMPATIENCE).await;

@@ -25,13 +25,23 @@ pub async fn an_event_reaches_its_handler(stage: Stage) {
         seen.push((text, cx.pattern().to_owned(), value("x-one"), value("key")));
         Ok::<_, RpcError>(())
     };
-    let server = stage.start(Router::new().event_with(pattern, stage.guarantee(), handler)).await;
+    let server = stage
+        .start(Router::new().event_with(pattern, stage.guarantee(), handler))
+        .await;
     let client = stage.client(&[&server]).await;
 
-    let event = client.emit_at(pattern, "it happened").header("x-one", "1").header("key", "k");
+    let event = client
+        .emit_at(pattern, "it happened")
+        .header("x-one", "1")
+        .header("key", "k");
     event.await.unwrap();
     let text = |text: &str| Some(text.to_owned());
-    let expected = ("it happened".to_owned(), pattern.to_owned(), text("1"), text("k"));
+    let expected = (
+        "it happened".to_owned(),
+        pattern.to_owned(),
+        text("1"),
+        text("k"),
+    );
     assert_eq!(seen.first().await, expected);
 }
 
@@ -40,7 +50,11 @@ pub async fn two_services_each_see_every_event_once(stage: Stage) {
     const EVENTS: u64 = 40;
 
     let pattern = stage.pattern("happened");
-    let replicas = if stage.capabilities().replicas_share { 2 } else { 1 };
+    let replicas = if stage.capabilities().replicas_share {
+        2
+    } else {
+        1
+    };
     let mut servers = Vec::new();
     let mut records = Vec::new();
     for service in ["one", "two"] {
@@ -52,7 +66,11 @@ pub async fn two_services_each_see_every_event_once(stage: Stage) {
         };
         let router = Router::new().event_with(pattern, stage.guarantee(), handler);
         for _ in 0..replicas {
-            servers.push(stage.start_server(stage.server(service, router.clone())).await);
+            servers.push(
+                stage
+                    .start_server(stage.server(service, router.clone()))
+                    .await,
+            );
         }
         records.push(seen);
     }
@@ -85,12 +103,18 @@ pub async fn events_with_one_key_keep_their_order(stage: Stage) {
         Ok::<_, RpcError>(())
     };
     let router = Router::new().event_with(pattern, stage.guarantee(), handler);
-    let one = stage.start_server(stage.server("service", router.clone())).await;
+    let one = stage
+        .start_server(stage.server("service", router.clone()))
+        .await;
     let other = stage.start_server(stage.server("service", router)).await;
     let client = stage.client(&[&one, &other]).await;
 
     for n in 0..EVENTS {
-        client.emit_at(pattern, &n).header("key", format!("key {}", n % KEYS)).await.unwrap();
+        client
+            .emit_at(pattern, &n)
+            .header("key", format!("key {}", n % KEYS))
+            .await
+            .unwrap();
     }
     let seen = seen.at_least(EVENTS).await;
     for key in 0..KEYS {
@@ -103,7 +127,10 @@ pub async fn events_with_one_key_keep_their_order(stage: Stage) {
 pub async fn a_failing_event_is_tried_up_to_the_limit_and_lets_the_next_through(stage: Stage) {
     let tried = failing(&stage, || RpcError::unavailable("not now")).await;
     let tries = stage.tries(TRIES);
-    let expected: Vec<_> = (1..=tries).map(|attempt| (0, attempt)).chain([(1, 1), (2, 1)]).collect();
+    let expected: Vec<_> = (1..=tries)
+        .map(|attempt| (0, attempt))
+        .chain([(1, 1), (2, 1)])
+        .collect();
     assert_eq!(tried, expected);
 }
 
@@ -133,12 +160,20 @@ async fn failing(stage: &Stage, error: fn() -> RpcError) -> Vec<(u64, u32)> {
     let client = stage.client(&[&server]).await;
 
     for n in [0, 1] {
-        client.emit_at(pattern, &n).header("key", "k").await.unwrap();
+        client
+            .emit_at(pattern, &n)
+            .header("key", "k")
+            .await
+            .unwrap();
     }
     seen(tried, 1).await;
     tried.at_least(stage.tries(1) as usize + 1).await;
     // What came twice by mistake would have come before this one.
-    client.emit_at(pattern, &2).header("key", "k").await.unwrap();
+    client
+        .emit_at(pattern, &2)
+        .header("key", "k")
+        .await
+        .unwrap();
     seen(tried, 2).await;
     let mut all = tried.all();
     all.sort_unstable();
@@ -146,7 +181,10 @@ async fn failing(stage: &Stage, error: fn() -> RpcError) -> Vec<(u64, u32)> {
 }
 
 async fn seen(tried: &Tried, event: u64) {
-    eventually("an event", async || tried.all().iter().find(|(n, _)| *n == event).copied()).await;
+    eventually("an event", async || {
+        tried.all().iter().find(|(n, _)| *n == event).copied()
+    })
+    .await;
 }
 
 /// Nobody can handle it, so it is put aside.
@@ -162,8 +200,16 @@ pub async fn an_undecodable_event_lets_the_next_through(stage: Stage) {
     let server = stage.start_server(server).await;
     let client = stage.client(&[&server]).await;
 
-    client.emit_at(pattern, "seven").header("key", "k").await.unwrap();
-    client.emit_at(pattern, &7).header("key", "k").await.unwrap();
+    client
+        .emit_at(pattern, "seven")
+        .header("key", "k")
+        .await
+        .unwrap();
+    client
+        .emit_at(pattern, &7)
+        .header("key", "k")
+        .await
+        .unwrap();
     assert_eq!(tried.first().await, (7, 1));
 }
 
@@ -173,7 +219,11 @@ pub async fn the_failure_of_one_handler_does_not_repeat_the_other(stage: Stage) 
     let (failed, fine): (&Tried, &Tried) = (Record::new(), Record::new());
     let fail = move |Payload(n): Payload<u64>, cx: Context| async move {
         failed.push((n, cx.attempt()));
-        if n == 0 { Err(RpcError::unavailable("not now")) } else { Ok(()) }
+        if n == 0 {
+            Err(RpcError::unavailable("not now"))
+        } else {
+            Ok(())
+        }
     };
     let succeed = move |Payload(n): Payload<u64>, cx: Context| async move {
         fine.push((n, cx.attempt()));
@@ -186,9 +236,17 @@ pub async fn the_failure_of_one_handler_does_not_repeat_the_other(stage: Stage) 
     let server = stage.start_server(server).await;
     let client = stage.client(&[&server]).await;
 
-    client.emit_at(pattern, &0).header("key", "k").await.unwrap();
+    client
+        .emit_at(pattern, &0)
+        .header("key", "k")
+        .await
+        .unwrap();
     failed.at_least(stage.tries(TRIES) as usize).await;
-    client.emit_at(pattern, &1).header("key", "k").await.unwrap();
+    client
+        .emit_at(pattern, &1)
+        .header("key", "k")
+        .await
+        .unwrap();
     seen(failed, 1).await;
     seen(fine, 1).await;
     assert_eq!(fine.all(), [(0, 1), (1, 1)]);
@@ -203,7 +261,9 @@ pub async fn an_oversize_event_is_refused(stage: Stage) {
         lengths.push(text.len());
         Ok::<_, RpcError>(())
     };
-    let server = stage.start(Router::new().event_with(pattern, stage.guarantee(), handler)).await;
+    let server = stage
+        .start(Router::new().event_with(pattern, stage.guarantee(), handler))
+        .await;
     let client = stage.client(&[&server]).await;
 
     let oversize = "x".repeat(stage.capabilities().max_payload);
@@ -222,7 +282,11 @@ pub async fn events_wait_for_a_stopped_service(stage: Stage) {
         Ok::<_, RpcError>(())
     };
     let router = Router::new().event_with(pattern, stage.guarantee(), handler);
-    let server = || stage.server("service", router.clone()).instance(stage.service("a"));
+    let server = || {
+        stage
+            .server("service", router.clone())
+            .instance(stage.service("a"))
+    };
     let running = stage.start_server(server()).await;
     let client = stage.client(&[&running]).await;
     emit_in_order(&client, pattern, 0..3).await;
@@ -238,6 +302,10 @@ pub async fn events_wait_for_a_stopped_service(stage: Stage) {
 
 async fn emit_in_order(client: &Client, pattern: &'static str, events: std::ops::Range<u64>) {
     for n in events {
-        client.emit_at(pattern, &n).header("key", "k").await.unwrap();
+        client
+            .emit_at(pattern, &n)
+            .header("key", "k")
+            .await
+            .unwrap();
     }
 }

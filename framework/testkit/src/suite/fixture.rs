@@ -12,6 +12,7 @@ use nestling::{
     transport::{Capabilities, Memory},
 };
 use tokio::runtime;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{needs::Need, witness::within};
 use crate::{Kind, broker_or_skip, unique};
@@ -34,12 +35,19 @@ enum Place {
     /// Clients connect to the addresses that servers got.
     Peer(String),
     /// Everybody connects to a broker.
-    Broker { kind: Kind, url: String, options: String },
+    Broker {
+        kind: Kind,
+        url: String,
+        options: String,
+    },
 }
 
 impl Fixture {
     fn new(place: Place) -> Option<Self> {
-        Some(Self { place, capabilities: OnceLock::new() })
+        Some(Self {
+            place,
+            capabilities: OnceLock::new(),
+        })
     }
 
     /// The transport inside this process, a new one for each case.
@@ -56,7 +64,11 @@ impl Fixture {
     /// when there is no such broker here.
     pub fn broker(kind: Kind, options: &str) -> Option<Self> {
         let url = broker_or_skip(kind)?;
-        Self::new(Place::Broker { kind, url, options: options.to_owned() })
+        Self::new(Place::Broker {
+            kind,
+            url,
+            options: options.to_owned(),
+        })
     }
 
     async fn stage(&self, case: &str) -> Stage {
@@ -82,8 +94,14 @@ pub fn run<F: Future<Output = ()>>(
     needs: &[Need],
     body: fn(Stage) -> F,
 ) {
-    let Some(fixture) = fixture.as_ref() else { return };
-    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let Some(fixture) = fixture.as_ref() else {
+        return;
+    };
+    log();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let runtime = runtime.expect("a runtime can be built");
     runtime.block_on(async {
         let stage = fixture.stage(case).await;
@@ -98,6 +116,18 @@ pub fn run<F: Future<Output = ()>>(
     runtime.shutdown_timeout(Duration::from_secs(5));
 }
 
+/// What the framework and the transports log, where `RUST_LOG` asks for it; nothing otherwise.
+fn log() {
+    static LOG: LazyLock<()> = LazyLock::new(|| {
+        let filter = EnvFilter::builder().with_default_directive(LevelFilter::OFF.into());
+        tracing_subscriber::fmt()
+            .with_env_filter(filter.from_env_lossy())
+            .with_test_writer()
+            .init();
+    });
+    LazyLock::force(&LOG);
+}
+
 /// One case's own place in a transport: nobody else uses its names.
 pub struct Stage {
     prefix: String,
@@ -109,7 +139,12 @@ pub struct Stage {
 impl Stage {
     fn new(place: Place, case: &str, capabilities: Option<Capabilities>) -> Self {
         let prefix = unique(&case.replace('_', "-"));
-        Self { prefix, place, hub: Memory::new(), capabilities }
+        Self {
+            prefix,
+            place,
+            hub: Memory::new(),
+            capabilities,
+        }
     }
 
     /// Finds out what the transport gives.
@@ -140,10 +175,10 @@ impl Stage {
         }
     }
 
-    /// The broker behind the transport, and the options of its URL.
-    pub fn broker(&self) -> Option<(Kind, &str)> {
+    /// The broker behind the transport, if it has one.
+    pub fn broker(&self) -> Option<Kind> {
         match &self.place {
-            Place::Broker { kind, options, .. } => Some((*kind, options)),
+            Place::Broker { kind, .. } => Some(*kind),
             Place::Memory | Place::Peer(_) => None,
         }
     }
@@ -196,7 +231,9 @@ impl Stage {
 
     /// Starts a server, which has to work.
     pub async fn start_server(&self, server: Server) -> Running {
-        within("a server to start", server.start()).await.expect("a server starts")
+        within("a server to start", server.start())
+            .await
+            .expect("a server starts")
     }
 
     /// A client that reaches all of `servers`.
@@ -206,7 +243,9 @@ impl Stage {
 
     /// Connects a client, which has to work.
     pub async fn connect(&self, builder: Builder) -> Client {
-        within("a client to connect", builder.build()).await.expect("a client connects")
+        within("a client to connect", builder.build())
+            .await
+            .expect("a client connects")
     }
 
     /// A client about to be made.
@@ -216,13 +255,17 @@ impl Stage {
             Place::Memory | Place::Broker { .. } => self.endpoint(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
-        Client::builder(endpoint).identity("conformance", unique("client")).timeout(CALL_LIMIT)
+        Client::builder(endpoint)
+            .identity("conformance", unique("client"))
+            .timeout(CALL_LIMIT)
     }
 }
 
 impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stage").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Stage")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
@@ -230,7 +273,10 @@ impl fmt::Debug for Stage {
 fn joined(servers: &[&Running]) -> String {
     let mut url = servers[0].address().to_owned();
     for server in &servers[1..] {
-        let (_, host) = server.address().split_once("://").expect("an address is a URL");
+        let (_, host) = server
+            .address()
+            .split_once("://")
+            .expect("an address is a URL");
         url.push(',');
         url.push_str(host);
     }

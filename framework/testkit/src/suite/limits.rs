@@ -14,7 +14,9 @@ use super::{
 /// A payload near the brokers' usual limit of a mebibyte passes in both directions, and not only once.
 pub async fn nine_hundred_kilobytes_travel_both_ways(stage: Stage) {
     let pattern = stage.pattern("echo");
-    let server = stage.start(Router::new().message_at(pattern, echo::<String>)).await;
+    let server = stage
+        .start(Router::new().message_at(pattern, echo::<String>))
+        .await;
     let client = stage.client(&[&server]).await;
 
     for letter in ["a", "b", "c"] {
@@ -36,11 +38,16 @@ pub async fn an_oversize_message_is_refused_and_the_next_one_passes(stage: Stage
     let client = stage.client(&[&server]).await;
 
     let limit = stage.capabilities().max_payload;
-    let error = client.send_at::<usize>(pattern, &"x".repeat(limit)).await.unwrap_err();
+    let error = client
+        .send_at::<usize>(pattern, &"x".repeat(limit))
+        .await
+        .unwrap_err();
     assert_eq!(error.code, Code::ResourceExhausted);
     assert_eq!(client.send_at::<usize>(pattern, "small").await, Ok(5));
     // Two of its bytes are quotation marks.
-    let largest = client.send_at::<usize>(pattern, &"x".repeat(limit - 2)).await;
+    let largest = client
+        .send_at::<usize>(pattern, &"x".repeat(limit - 2))
+        .await;
     assert_eq!(largest, Ok(limit - 2));
     assert_eq!(lengths.all(), [5, limit - 2]);
 }
@@ -48,14 +55,21 @@ pub async fn an_oversize_message_is_refused_and_the_next_one_passes(stage: Stage
 /// A reply above the limit becomes an error for its caller, who would otherwise wait in vain.
 pub async fn an_oversize_reply_is_an_error_and_the_next_one_passes(stage: Stage) {
     let pattern = stage.pattern("repeat");
-    let repeat = |Payload(length): Payload<usize>| async move { Ok::<_, RpcError>("x".repeat(length)) };
+    let repeat =
+        |Payload(length): Payload<usize>| async move { Ok::<_, RpcError>("x".repeat(length)) };
     let server = stage.start(Router::new().message_at(pattern, repeat)).await;
     let client = stage.client(&[&server]).await;
 
     let limit = stage.capabilities().max_payload;
     let reply = client.send_at::<String>(pattern, &limit).await;
-    assert_eq!(reply.map(|text| text.len()).unwrap_err().code, Code::ResourceExhausted);
-    assert_eq!(client.send_at::<String>(pattern, &5).await.as_deref(), Ok("xxxxx"));
+    assert_eq!(
+        reply.map(|text| text.len()).unwrap_err().code,
+        Code::ResourceExhausted
+    );
+    assert_eq!(
+        client.send_at::<String>(pattern, &5).await.as_deref(),
+        Ok("xxxxx")
+    );
 }
 
 /// The same for one value of a stream.
@@ -65,14 +79,21 @@ pub async fn an_oversize_value_ends_its_stream(stage: Stage) {
         let texts = [1, length, 1].map(|length| Ok("x".repeat(length)));
         Streaming::new(stream::iter(texts))
     };
-    let router = Router::new().message_at(values, produce).message_at(ping, echo::<u64>);
+    let router = Router::new()
+        .message_at(values, produce)
+        .message_at(ping, echo::<u64>);
     let server = stage.start(router).await;
     let client = stage.client(&[&server]).await;
 
     let limit = stage.capabilities().max_payload;
     let mut read = client.stream_at::<String>(values, &limit).await.unwrap();
-    assert_eq!(within("the first value", read.try_next()).await, Ok(Some("x".to_owned())));
-    let end = within("the end", read.try_next()).await.map(|text| text.map(|text| text.len()));
+    assert_eq!(
+        within("the first value", read.try_next()).await,
+        Ok(Some("x".to_owned()))
+    );
+    let end = within("the end", read.try_next())
+        .await
+        .map(|text| text.map(|text| text.len()));
     assert_eq!(end.unwrap_err().code, Code::ResourceExhausted);
     assert_eq!(client.send_at::<u64>(ping, &7).await, Ok(7));
 }
@@ -92,11 +113,14 @@ pub async fn no_more_than_the_limit_is_in_work(stage: Stage) {
         Ok::<_, RpcError>(n)
     };
     let router = Router::new().message_at(pattern, work);
-    let server = stage.start_server(stage.server("service", router).max_in_flight(LIMIT)).await;
+    let server = stage
+        .start_server(stage.server("service", router).max_in_flight(LIMIT))
+        .await;
     let client = stage.client(&[&server]).await;
 
-    let mut calls: FuturesUnordered<_> =
-        (0..CALLS).map(|n| client.send_at::<u64>(pattern, &n).into_future()).collect();
+    let mut calls: FuturesUnordered<_> = (0..CALLS)
+        .map(|n| client.send_at::<u64>(pattern, &n).into_future())
+        .collect();
     let mut replies = Vec::new();
     // Nothing is replied to before a ticket is there: this sends the calls and waits for the first.
     let full = async {

@@ -8,7 +8,10 @@
 //! and never for time to pass, so they are as fast as the transport and do not fail on a slow machine.
 
 // A case is a test: it fails by panicking.
-#![allow(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` does not see the cases, which are in a library")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "`allow-unwrap-in-tests` does not see the cases, which are in a library"
+)]
 
 pub mod broker;
 pub mod calls;

@@ -1,6 +1,8 @@
 //! What a case may need of a transport: the words after `if` in the list.
 
-use nestling::{Guarantee, transport::{Capabilities, Order}};
+use nestling::{
+        transport::{Capabilities, Order},
+};
 
 /// A question to the capabilities, with its name.
 pub type Need = (&'static str, fn(&Capabilities) -> bool);
@@ -38,9 +40,4 @@ pub fn replicas_share(capabilities: &Capabilities) -> bool {
 /// A delivery whose consumer dies is given to another.
 pub fn redelivers(capabilities: &Capabilities) -> bool {
     capabilities.redelivers
-}
-
-/// Events arrive at least once.
-pub fn at_least_once(capabilities: &Capabilities) -> bool {
-    capabilities.events == Guarantee::AtLeastOnce
 }

@@ -47,7 +47,11 @@ pub async fn two_replicas_share(stage: Stage) {
     assert_eq!(replies, (0..CALLS).map(Ok).collect::<Vec<_>>());
     let mut handled: Vec<_> = handled.all().into_iter().map(|(_, n)| n).collect();
     handled.sort_unstable();
-    assert_eq!(handled, (0..CALLS).collect::<Vec<_>>(), "each is handled once");
+    assert_eq!(
+        handled,
+        (0..CALLS).collect::<Vec<_>>(),
+        "each is handled once"
+    );
 }
 
 /// What has begun when the server is told to stop is finished, and its caller gets the reply.
@@ -66,7 +70,9 @@ pub async fn a_draining_server_answers_what_is_in_work(stage: Stage) {
     let stop = async {
         started.at_least(5).await;
         // Polled in this order: the server has begun to stop when the work goes on.
-        tokio::join!(within("the server to stop", server.shutdown()), async { release.open() });
+        tokio::join!(within("the server to stop", server.shutdown()), async {
+            release.open()
+        });
     };
     let (replies, ()) = tokio::join!(calls, stop);
     assert_eq!(replies, Ok(vec![0, 1, 2, 3, 4]));
@@ -85,18 +91,28 @@ pub async fn a_draining_replica_leaves_new_work_to_the_others(stage: Stage) {
         let asked = move || async move { Ok::<_, RpcError>(replica.to_owned()) };
         Router::new().message_at(hold, held).message_at(who, asked)
     };
-    let a = stage.start_server(stage.server("service", router("a"))).await;
-    let b = stage.start_server(stage.server("service", router("b"))).await;
+    let a = stage
+        .start_server(stage.server("service", router("a")))
+        .await;
+    let b = stage
+        .start_server(stage.server("service", router("b")))
+        .await;
     let client = stage.client(&[&a, &b]).await;
 
-    let held = client.send_at::<String>(hold, &()).timeout(Duration::from_secs(100)).into_future();
+    let held = client
+        .send_at::<String>(hold, &())
+        .timeout(Duration::from_secs(100))
+        .into_future();
     let (held, ()) = tokio::join!(held, async {
         let holder = holding.first().await;
         let (draining, _other) = if holder == "a" { (a, b) } else { (b, a) };
         let others_only = async {
             let mut in_a_row = 0;
             while in_a_row < 20 {
-                let replica = client.send_at::<String>(who, &()).await.expect("no call fails");
+                let replica = client
+                    .send_at::<String>(who, &())
+                    .await
+                    .expect("no call fails");
                 in_a_row = if replica == holder { 0 } else { in_a_row + 1 };
             }
             release.open();
@@ -114,16 +130,23 @@ pub async fn a_client_survives_a_restarted_service(stage: Stage) {
     let pattern = stage.pattern("echo");
     let router = || Router::new().message_at(pattern, echo::<u64>);
     let instance = stage.service("a");
-    let first = stage.start_server(stage.server("service", router()).instance(&instance)).await;
+    let first = stage
+        .start_server(stage.server("service", router()).instance(&instance))
+        .await;
     let client = stage.client(&[&first]).await;
     assert_eq!(client.send_at::<u64>(pattern, &1).await, Ok(1));
 
     let address = first.address().to_owned();
     first.shutdown().await;
-    let again = stage.server_again("service", router(), &address).instance(&instance);
+    let again = stage
+        .server_again("service", router(), &address)
+        .instance(&instance);
     let again: Running = stage.start_server(again).await;
     let mut again_and_again = pin!(eventually("the service to be found", async || {
-        let reply = client.send_at::<u64>(pattern, &2).timeout(Duration::from_secs(2)).await;
+        let reply = client
+            .send_at::<u64>(pattern, &2)
+            .timeout(Duration::from_secs(2))
+            .await;
         reply.ok()
     }));
     assert_eq!(again_and_again.as_mut().await, 2);

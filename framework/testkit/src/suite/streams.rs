@@ -40,7 +40,8 @@ pub async fn an_error_ends_a_stream_after_its_values(stage: Stage) {
     for length in [0, 3, 300] {
         let (values, end) = read_all(&client, pattern, length).await;
         assert_eq!(values, (0..length).collect::<Vec<_>>());
-        let expected = RpcError::not_found("no more").with_details(serde_json::json!({ "after": length }));
+        let expected =
+            RpcError::not_found("no more").with_details(serde_json::json!({ "after": length }));
         assert_eq!(end, Err(expected));
     }
 }
@@ -88,12 +89,17 @@ pub async fn a_dropped_stream_stops_its_producer(stage: Stage) {
             Ok(n)
         }))
     };
-    let server = stage.start(Router::new().message_at(pattern, endless)).await;
+    let server = stage
+        .start(Router::new().message_at(pattern, endless))
+        .await;
     let client = stage.client(&[&server]).await;
 
     let mut values = client.stream_at::<u64>(pattern, &()).await.unwrap();
     for expected in 0..3 {
-        assert_eq!(within("a value", values.try_next()).await, Ok(Some(expected)));
+        assert_eq!(
+            within("a value", values.try_next()).await,
+            Ok(Some(expected))
+        );
     }
     assert!(!ended.is_open());
     drop(values);
@@ -112,11 +118,16 @@ pub async fn a_slow_reader_slows_the_producer(stage: Stage) {
             Ok((n, "x".repeat(1000)))
         }))
     };
-    let router = Router::new().message_at(endless, produce).message_at(ping, echo::<u64>);
+    let router = Router::new()
+        .message_at(endless, produce)
+        .message_at(ping, echo::<u64>);
     let server = stage.start(router).await;
     let client = stage.client(&[&server]).await;
 
-    let mut values = client.stream_at::<(u64, String)>(endless, &()).await.unwrap();
+    let mut values = client
+        .stream_at::<(u64, String)>(endless, &())
+        .await
+        .unwrap();
     for expected in 0..10 * WINDOW {
         let value = within("a value", values.try_next()).await.unwrap();
         assert_eq!(value.map(|(n, _)| n), Some(expected));
@@ -127,7 +138,10 @@ pub async fn a_slow_reader_slows_the_producer(stage: Stage) {
             }
         }
         let ahead = made.load(Ordering::Relaxed).saturating_sub(expected);
-        assert!(ahead <= 2 * WINDOW + 1, "{ahead} values ahead of their reader");
+        assert!(
+            ahead <= 2 * WINDOW + 1,
+            "{ahead} values ahead of their reader"
+        );
     }
 }
 
@@ -137,7 +151,11 @@ pub(super) async fn read_all(
     pattern: &'static str,
     payload: u64,
 ) -> (Vec<u64>, Result<(), RpcError>) {
-    let mut stream = match client.stream_at::<u64>(pattern, &payload).timeout(Duration::from_secs(20)).await {
+    let mut stream = match client
+        .stream_at::<u64>(pattern, &payload)
+        .timeout(Duration::from_secs(20))
+        .await
+    {
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Err(error)),
     };

@@ -39,7 +39,9 @@ pub struct Record<T> {
 impl<T: Clone + Send + Sync + 'static> Record<T> {
     /// An empty list.
     pub fn new() -> &'static Self {
-        Box::leak(Box::new(Self { entries: watch::Sender::new(Vec::new()) }))
+        Box::leak(Box::new(Self {
+            entries: watch::Sender::new(Vec::new()),
+        }))
     }
 
     /// Adds an entry.
@@ -66,7 +68,10 @@ impl<T: Clone + Send + Sync + 'static> Record<T> {
         };
         match tokio::time::timeout(PATIENCE, wait).await {
             Ok(entries) => entries,
-            Err(_) => panic!("waited {PATIENCE:?} for {count} entries, there are {}", self.count()),
+            Err(_) => panic!(
+                "waited {PATIENCE:?} for {count} entries, there are {}",
+                self.count()
+            ),
         }
     }
 
@@ -85,7 +90,9 @@ pub struct Gate {
 impl Gate {
     /// A closed gate.
     pub fn new() -> &'static Self {
-        Box::leak(Box::new(Self { open: watch::Sender::new(false) }))
+        Box::leak(Box::new(Self {
+            open: watch::Sender::new(false),
+        }))
     }
 
     /// Lets everybody through from now on.
@@ -134,7 +141,9 @@ pub struct Crowd {
 impl Crowd {
     /// Nobody.
     pub fn new() -> &'static Self {
-        Box::leak(Box::new(Self { count: watch::Sender::new((0, 0)) }))
+        Box::leak(Box::new(Self {
+            count: watch::Sender::new((0, 0)),
+        }))
     }
 
     /// One more.
@@ -158,7 +167,9 @@ impl Crowd {
     /// Waits until at least `count` are there.
     pub async fn reaches(&self, count: usize) {
         let mut seen = self.count.subscribe();
-        let reached = within("a crowd", seen.wait_for(|(now, _)| *now >= count)).await.is_ok();
+        let reached = within("a crowd", seen.wait_for(|(now, _)| *now >= count))
+            .await
+            .is_ok();
         assert!(reached, "the sender is leaked");
     }
 }

@@ -51,7 +51,10 @@ pub fn cart_name(owner: &Owner) -> String {
     match owner {
         Owner::User(user_id) => user_id.to_string(),
         Owner::Anon(token) => {
-            format!("anon_{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, token.as_bytes()).simple())
+            format!(
+                "anon_{}",
+                Uuid::new_v5(&Uuid::NAMESPACE_OID, token.as_bytes()).simple()
+            )
         }
     }
 }
@@ -144,13 +147,14 @@ impl Store {
         let mut changed = 0;
         for line in lines {
             let product_id = line.product_id.to_string();
-            let gone =
-                sqlx::query("DELETE FROM cart_lines WHERE owner = ? AND product_id = ? AND qty <= ?")
-                    .bind(cart)
-                    .bind(&product_id)
-                    .bind(line.qty)
-                    .execute(&mut *tx)
-                    .await?;
+            let gone = sqlx::query(
+                "DELETE FROM cart_lines WHERE owner = ? AND product_id = ? AND qty <= ?",
+            )
+            .bind(cart)
+            .bind(&product_id)
+            .bind(line.qty)
+            .execute(&mut *tx)
+            .await?;
             let less = sqlx::query(
                 "UPDATE cart_lines SET qty = qty - ?3
                  WHERE owner = ?1 AND product_id = ?2 AND qty > ?3",
@@ -178,14 +182,16 @@ impl Store {
             .bind(now.millis().saturating_sub(QUOTE_KEPT_MS))
             .execute(&mut *tx)
             .await?;
-        sqlx::query("INSERT INTO quotes (id, user_id, cart, body, expires_at) VALUES (?, ?, ?, ?, ?)")
-            .bind(stored.quote.id.to_string())
-            .bind(stored.user_id.map(|user_id| user_id.to_string()))
-            .bind(&stored.cart)
-            .bind(serde_json::to_string(&stored.quote)?)
-            .bind(stored.quote.expires_at.millis())
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO quotes (id, user_id, cart, body, expires_at) VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(stored.quote.id.to_string())
+        .bind(stored.user_id.map(|user_id| user_id.to_string()))
+        .bind(&stored.cart)
+        .bind(serde_json::to_string(&stored.quote)?)
+        .bind(stored.quote.expires_at.millis())
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -236,13 +242,17 @@ async fn read_cart(connection: &mut SqliteConnection, cart: &str) -> Result<Stor
     .fetch_all(connection)
     .await?;
     let lines = rows.iter().map(read_line).collect::<Result<_, _>>()?;
-    Ok(StoredCart { version: version.unwrap_or_default().unsigned_abs(), lines })
+    Ok(StoredCart {
+        version: version.unwrap_or_default().unsigned_abs(),
+        lines,
+    })
 }
 
 fn read_line(row: &SqliteRow) -> Result<StoredLine, Error> {
     let (product_id, currency): (String, String) = (row.try_get(0)?, row.try_get(4)?);
-    let currency: Currency =
-        currency.parse().map_err(|error: MoneyError| Error::Row(error.into()))?;
+    let currency: Currency = currency
+        .parse()
+        .map_err(|error: MoneyError| Error::Row(error.into()))?;
     Ok(StoredLine {
         product_id: product_id.parse()?,
         qty: row.try_get(1)?,

@@ -143,7 +143,10 @@ impl Store {
         let wanted = usize::try_from(page.limit).unwrap_or(usize::MAX);
         let has_more = items.len() > wanted;
         items.truncate(wanted);
-        let next_cursor = items.last().filter(|_| has_more).map(|last| self.cursor_after(last));
+        let next_cursor = items
+            .last()
+            .filter(|_| has_more)
+            .map(|last| self.cursor_after(last));
         Ok(Page { items, next_cursor })
     }
 
@@ -181,18 +184,19 @@ impl Store {
 
     /// A keyed digest: cursors are made here or nowhere.
     fn check_of(&self, key: &str) -> String {
-        let mut digest = Uuid::new_v5(&self.cursor_key, key.as_bytes()).simple().to_string();
+        let mut digest = Uuid::new_v5(&self.cursor_key, key.as_bytes())
+            .simple()
+            .to_string();
         digest.truncate(CHECK_DIGITS);
         digest
     }
 }
 
 async fn load(connection: &mut SqliteConnection, id: OrderId) -> Result<Order, Error> {
-    let rows =
-        sqlx::query("SELECT at, data FROM order_events WHERE order_id = ? ORDER BY version")
-            .bind(id.to_string())
-            .fetch_all(connection)
-            .await?;
+    let rows = sqlx::query("SELECT at, data FROM order_events WHERE order_id = ? ORDER BY version")
+        .bind(id.to_string())
+        .fetch_all(connection)
+        .await?;
     if rows.is_empty() {
         return Err(Error::NoOrder);
     }
@@ -257,7 +261,8 @@ fn read_view(row: &SqliteRow) -> Result<OrderView, Error> {
 }
 
 fn read_entry(row: &SqliteRow) -> Result<HistoryEntry, Error> {
-    let (version, at, data): (i64, i64, String) = (row.try_get(0)?, row.try_get(2)?, row.try_get(4)?);
+    let (version, at, data): (i64, i64, String) =
+        (row.try_get(0)?, row.try_get(2)?, row.try_get(4)?);
     let actor: Option<String> = row.try_get(3)?;
     let fact: Fact = serde_json::from_str(&data)?;
     Ok(HistoryEntry {

@@ -16,11 +16,11 @@ use crate::{
 const BATCH: i64 = 256;
 
 /// The right to run the saga of an order, until it ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lease {
     /// Of which order.
     pub order_id: OrderId,
-    token: Uuid,
+    token: String,
 }
 
 /// A saga that was claimed.
@@ -35,6 +35,22 @@ pub struct Claim {
 }
 
 impl Store {
+    /// Ends the leases that this replica left behind when it crashed. Two replicas that run at the
+    /// same time have different names.
+    pub(super) async fn end_own_leases(&self) -> Result<(), Error> {
+        let Some(instance) = &self.instance else {
+            return Ok(());
+        };
+        sqlx::query(
+            "UPDATE saga SET lease = NULL, lease_until = 0
+             WHERE substr(lease, 1, length(?1) + 1) = ?1 || '/'",
+        )
+        .bind(instance)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Writes what the order's saga does next. A lease on it stays: whoever runs it finds out when
     /// it appends, and goes on with what is next then.
     pub(super) async fn plan(
@@ -46,7 +62,10 @@ impl Store {
     ) -> Result<(), Error> {
         let order_id = order.id.to_string();
         let Some(step) = order.next_step() else {
-            sqlx::query("DELETE FROM saga WHERE order_id = ?").bind(order_id).execute(tx).await?;
+            sqlx::query("DELETE FROM saga WHERE order_id = ?")
+                .bind(order_id)
+                .execute(tx)
+                .await?;
             return Ok(());
         };
         let next_at = match step {
@@ -99,7 +118,8 @@ impl Store {
         now: Timestamp,
         lease: Duration,
     ) -> Result<Option<Claim>, Error> {
-        let token = Uuid::new_v4();
+        let holder = self.instance.as_deref().unwrap_or_default();
+        let token = format!("{holder}/{}", Uuid::new_v4().simple());
         let row = sqlx::query(
             "UPDATE saga SET lease = ?3, lease_until = ?4
              WHERE order_id = ?1 AND next_at <= ?2 AND lease_until <= ?2
@@ -107,13 +127,17 @@ impl Store {
         )
         .bind(order_id.to_string())
         .bind(now.millis())
-        .bind(token.to_string())
+        .bind(&token)
         .bind(now.plus(lease).millis())
         .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let lease = Lease { order_id, token };
-        Ok(Some(Claim { lease, tries: row.try_get(0)?, trace: row.try_get(1)? }))
+        Ok(Some(Claim {
+            lease,
+            tries: row.try_get(0)?,
+            trace: row.try_get(1)?,
+        }))
     }
 
     /// Extends the lease; false when it was lost or the saga is over.
@@ -126,12 +150,13 @@ impl Store {
         now: Timestamp,
         duration: Duration,
     ) -> Result<bool, Error> {
-        let renewed = sqlx::query("UPDATE saga SET lease_until = ? WHERE order_id = ? AND lease = ?")
-            .bind(now.plus(duration).millis())
-            .bind(lease.order_id.to_string())
-            .bind(lease.token.to_string())
-            .execute(&self.pool)
-            .await?;
+        let renewed =
+            sqlx::query("UPDATE saga SET lease_until = ? WHERE order_id = ? AND lease = ?")
+                .bind(now.plus(duration).millis())
+                .bind(lease.order_id.to_string())
+                .bind(&lease.token)
+                .execute(&self.pool)
+                .await?;
         Ok(renewed.rows_affected() == 1)
     }
 
@@ -152,7 +177,7 @@ impl Store {
                AND ?5 = (SELECT MAX(version) FROM order_events WHERE order_id = ?1)",
         )
         .bind(lease.order_id.to_string())
-        .bind(lease.token.to_string())
+        .bind(&lease.token)
         .bind(tries)
         .bind(next_at.millis())
         .bind(i64::try_from(order.version).unwrap_or(i64::MAX))
@@ -171,7 +196,7 @@ impl Store {
              RETURNING next_at",
         )
         .bind(lease.order_id.to_string())
-        .bind(lease.token.to_string())
+        .bind(&lease.token)
         .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(false) };

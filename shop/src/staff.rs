@@ -1,31 +1,8 @@
-//! Where the services are, for commands that talk to a running shop.
+//! A client for commands that talk to a running shop.
 
 use anyhow::Context as _;
 use contracts::{Actor, Role, SessionId, UserId};
 use nestling::{Client, Endpoint, Message, RpcError, Single, header};
-
-/// The services' URLs.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Peers {
-    /// The user service.
-    #[arg(long, env = "USER_URL", value_name = "URL")]
-    pub user: String,
-    /// The product service.
-    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
-    pub product: String,
-    /// The order service.
-    #[arg(long, env = "ORDER_URL", value_name = "URL")]
-    pub order: String,
-    /// The payment service.
-    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
-    pub payment: String,
-    /// The review service.
-    #[arg(long, env = "REVIEW_URL", value_name = "URL")]
-    pub review: String,
-    /// The recommendation service.
-    #[arg(long, env = "RECOMMENDATION_URL", value_name = "URL")]
-    pub recommendation: String,
-}
 
 /// A client that speaks as the shop itself.
 #[derive(Clone, Debug)]

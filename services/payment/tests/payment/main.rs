@@ -1,272 +1,16 @@
 //! The payment service over the memory transport.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod lossy;
+mod shop;
 
-use contracts::{
-    Actor, Currency, Meta, MethodId, Money, OrderId, PaymentId, Reason, Role, Secret, SessionId,
-    Timestamp, UserId,
-    order::{FulfilmentStatus, OrderConfirmed, OrderStatus, OrderView, PaymentStatus, Totals},
-    payment::*,
-};
+use std::sync::atomic::Ordering;
+
+use contracts::{Reason, Role, UserId, payment::*};
 use futures_util::future::join_all;
-use nestling::{
-    Client, Message, Router, RpcError, Running, Server, Single, header, sqlite, transport::Memory,
-};
-use payment::{Answer, App, Charge, Deps, Provider, ProviderError, SealKey, Simulator, StoredCard};
-use tokio::sync::mpsc;
+use nestling::{header, sqlite};
 
-struct Shop {
-    client: Client,
-    pool: sqlx::SqlitePool,
-    user_id: UserId,
-    events: mpsc::Receiver<(&'static str, PaymentId)>,
-    _servers: [Running; 2],
-    _background: Vec<Box<dyn Send>>,
-}
-
-async fn shop() -> Shop {
-    let pool = sqlite::open_in_memory().await.unwrap();
-    serve(
-        pool.clone(),
-        |deps| async { payment::start(deps).await.unwrap() },
-        Vec::new(),
-    )
-    .await
-}
-
-async fn shop_with(
-    provider: Arc<dyn Provider>,
-    pool: sqlx::SqlitePool,
-    task: impl Send + 'static,
-) -> Shop {
-    let start = |deps| async move { payment::start_with(deps, provider).await.unwrap() };
-    serve(pool, start, vec![Box::new(task)]).await
-}
-
-async fn serve<F: Future<Output = App>>(
-    pool: sqlx::SqlitePool,
-    start: impl FnOnce(Deps) -> F,
-    mut background: Vec<Box<dyn Send>>,
-) -> Shop {
-    let memory = Memory::new();
-    let client = Client::connect(&memory).await.unwrap();
-    let seal_key = SealKey::from_hex(&Secret::new("2a".repeat(32))).unwrap();
-    let app = start(Deps {
-        pool: pool.clone(),
-        bus: client.clone(),
-        seal_key,
-    })
-    .await;
-    background.push(Box::new(app.background));
-    let server = Server::new("payment", app.router)
-        .listen(&memory)
-        .start()
-        .await
-        .unwrap();
-    let (seen, events) = mpsc::channel(64);
-    let listener = Server::new("listener", listener(seen))
-        .listen(&memory)
-        .start()
-        .await
-        .unwrap();
-    let _servers = [server, listener];
-    Shop {
-        client,
-        pool,
-        user_id: UserId::new(),
-        events,
-        _servers,
-        _background: background,
-    }
-}
-
-/// Hands on what happened to which payment.
-fn listener(seen: mpsc::Sender<(&'static str, PaymentId)>) -> Router {
-    macro_rules! events {
-        ($($event:ident)*) => {
-            Router::new()$(.event({
-                let seen = seen.clone();
-                move |event: $event| {
-                    let seen = seen.clone();
-                    async move {
-                        let event = (stringify!($event), event.payment_id);
-                        seen.send(event).await.map_err(|_| RpcError::unavailable("test over"))
-                    }
-                }
-            }))*
-        };
-    }
-    events!(PaymentAuthorized PaymentDeclined PaymentVoided PaymentCaptured PaymentRefunded)
-}
-
-fn actor(user_id: UserId, role: Role) -> String {
-    Actor {
-        user_id,
-        roles: vec![role],
-        session: SessionId::new(),
-    }
-    .to_header()
-}
-
-fn card(number: &str) -> Card {
-    let (pan, cvc) = (Secret::new(number), Secret::new("123"));
-    Card {
-        pan,
-        exp: "12/99".to_owned(),
-        cvc,
-        holder: "Ada Lovelace".to_owned(),
-    }
-}
-
-fn euro(amount: i64) -> Money {
-    Money::new(amount, Currency::EUR)
-}
-
-fn decline_code(authorization: &Authorization) -> Option<(&str, bool)> {
-    match authorization {
-        Authorization::Declined {
-            code, retryable, ..
-        } => Some((code, *retryable)),
-        Authorization::Authorized | Authorization::Pending => None,
-    }
-}
-
-fn confirmed(request: &Authorize) -> OrderConfirmed {
-    let zero = euro(0);
-    let order = OrderView {
-        id: request.order_id,
-        number: String::new(),
-        user_id: request.user_id,
-        email: String::new(),
-        status: OrderStatus::Confirmed,
-        payment: PaymentStatus::Authorized,
-        fulfilment: FulfilmentStatus::Pending,
-        reason: None,
-        short: Vec::new(),
-        lines: Vec::new(),
-        totals: Totals {
-            items_net: zero,
-            shipping_net: zero,
-            tax: zero,
-            gross: request.amount,
-        },
-        address: None,
-        payment_id: Some(request.payment_id),
-        attempts: 1,
-        can_cancel: true,
-        version: 3,
-        placed_at: Timestamp::now(),
-    };
-    let meta = Meta {
-        at: Timestamp::now(),
-        version: 3,
-    };
-    OrderConfirmed {
-        order_id: request.order_id,
-        order,
-        payment_id: request.payment_id,
-        meta,
-    }
-}
-
-impl Shop {
-    async fn as_user<M: Message<Shape = Single>>(&self, message: M) -> Result<M::Reply, RpcError> {
-        let actor = actor(self.user_id, Role::Customer);
-        self.client.send(message).header(header::ACTOR, actor).await
-    }
-
-    async fn add_card(&self, number: &str) -> Method {
-        self.as_user(AddMethod {
-            user_id: self.user_id,
-            card: card(number),
-        })
-        .await
-        .unwrap()
-    }
-
-    fn request(&self, method_id: Option<MethodId>, amount: i64) -> Authorize {
-        let order_id = OrderId::new();
-        let payment_id = payment_id(order_id, 1);
-        Authorize {
-            payment_id,
-            order_id,
-            user_id: self.user_id,
-            amount: euro(amount),
-            method_id,
-        }
-    }
-
-    /// A request with a good card.
-    async fn good_request(&self, amount: i64) -> Authorize {
-        let method = self.add_card("4242 4242 4242 4242").await;
-        self.request(Some(method.id), amount)
-    }
-
-    async fn authorize(&self, request: &Authorize) -> Authorization {
-        self.client.send(request.clone()).await.unwrap()
-    }
-
-    async fn capture(&self, payment_id: PaymentId) -> Result<Payment, RpcError> {
-        self.client.send(Capture { payment_id }).await
-    }
-
-    async fn reverse(&self, payment_id: PaymentId) -> Result<Reversal, RpcError> {
-        self.client
-            .send(Reverse {
-                payment_id,
-                reason: "cancelled".to_owned(),
-            })
-            .await
-    }
-
-    async fn get(&self, payment_id: PaymentId) -> Payment {
-        self.client.send(GetPayment { payment_id }).await.unwrap()
-    }
-
-    async fn event(&mut self) -> (&'static str, PaymentId) {
-        tokio::time::timeout(Duration::from_secs(10), self.events.recv())
-            .await
-            .unwrap()
-            .unwrap()
-    }
-
-    /// Debit minus credit of each account; both sides of every movement are equal.
-    async fn balances(&self) -> BTreeMap<String, i64> {
-        let unbalanced: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM (SELECT 1 FROM ledger_entries GROUP BY payment_id, movement
-                HAVING SUM(debit) <> SUM(credit))",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .unwrap();
-        assert_eq!(unbalanced, 0);
-        let rows: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT account, SUM(debit - credit) FROM ledger_entries GROUP BY account",
-        )
-        .fetch_all(&self.pool)
-        .await
-        .unwrap();
-        rows.into_iter().collect()
-    }
-}
-
-async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let check = async {
-        while !condition().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), check)
-        .await
-        .expect("the condition in time");
-}
+use self::{lossy::lossy_shop, shop::*};
 
 #[tokio::test]
 async fn cards_belong_to_their_owners() {
@@ -335,9 +79,8 @@ async fn only_test_cards_that_have_not_expired_are_taken() {
 
 #[tokio::test]
 async fn no_number_and_no_token_is_in_the_database() {
-    let dir = std::env::temp_dir().join(format!("nestling-payment-{}", PaymentId::new()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let pool = sqlite::open(dir.join("payment.db")).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pool = sqlite::open(dir.path().join("payment.db")).await.unwrap();
     let shop = serve(
         pool,
         |deps| async { payment::start(deps).await.unwrap() },
@@ -350,15 +93,13 @@ async fn no_number_and_no_token_is_in_the_database() {
         .execute(&shop.pool)
         .await
         .unwrap();
-    let mut bytes = std::fs::read(dir.join("payment.db")).unwrap();
-    bytes.extend(std::fs::read(dir.join("payment.db-wal")).unwrap_or_default());
+    let mut bytes = std::fs::read(dir.path().join("payment.db")).unwrap();
+    bytes.extend(std::fs::read(dir.path().join("payment.db-wal")).unwrap_or_default());
     let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
     assert!(has(request.payment_id.to_string().as_bytes()));
     for secret in ["4242424242424242", "4242 4242 4242 4242", "tok_", "ch_"] {
         assert!(!has(secret.as_bytes()), "{secret}");
     }
-    drop(shop);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[tokio::test]
@@ -561,6 +302,16 @@ async fn a_payment_is_shown_to_its_owner_and_to_staff() {
         .await
         .unwrap_err();
     assert_eq!(Reason::of(&error), Some(Reason::Forbidden));
+    let get = GetPayment {
+        payment_id: request.payment_id,
+    };
+    let error = shop
+        .client
+        .send(get)
+        .header(header::ACTOR, "{}")
+        .await
+        .unwrap_err();
+    assert_eq!(Reason::of(&error), Some(Reason::Malformed));
 }
 
 #[tokio::test]
@@ -650,62 +401,6 @@ async fn capture_and_reversal_at_once_leave_no_money_behind() {
     );
 }
 
-/// Does what it is told and loses the answer while `is_silent`.
-#[derive(Debug)]
-struct Lossy {
-    inner: Simulator,
-    is_silent: AtomicBool,
-}
-
-impl Lossy {
-    fn lose<'a, T: Send + 'a>(&'a self, answer: Answer<'a, T>) -> Answer<'a, T> {
-        Box::pin(async move {
-            let answer = answer.await;
-            if self.is_silent.load(Ordering::SeqCst) {
-                Err(ProviderError::NoAnswer)
-            } else {
-                answer
-            }
-        })
-    }
-}
-
-impl Provider for Lossy {
-    fn tokenize(&self, card: Card) -> Answer<'_, StoredCard> {
-        self.inner.tokenize(card)
-    }
-
-    fn authorize(&self, id: PaymentId, token: Secret, amount: Money) -> Answer<'_, Charge> {
-        self.lose(self.inner.authorize(id, token, amount))
-    }
-
-    fn capture(&self, id: PaymentId) -> Answer<'_, Charge> {
-        self.lose(self.inner.capture(id))
-    }
-
-    fn void(&self, id: PaymentId) -> Answer<'_, Charge> {
-        self.lose(self.inner.void(id))
-    }
-
-    fn refund(&self, id: PaymentId) -> Answer<'_, Charge> {
-        self.lose(self.inner.refund(id))
-    }
-
-    fn status(&self, id: PaymentId) -> Answer<'_, Charge> {
-        self.lose(self.inner.status(id))
-    }
-}
-
-async fn lossy_shop() -> (Shop, Arc<Lossy>) {
-    let pool = sqlite::open_in_memory().await.unwrap();
-    let (inner, task) = Simulator::start(pool.clone()).await.unwrap();
-    let provider = Arc::new(Lossy {
-        inner,
-        is_silent: AtomicBool::new(true),
-    });
-    (shop_with(provider.clone(), pool, task).await, provider)
-}
-
 #[tokio::test]
 async fn a_lost_answer_is_pending_and_asked_for_again() {
     let (shop, provider) = lossy_shop().await;
@@ -751,4 +446,27 @@ async fn a_pending_payment_is_undone_as_soon_as_the_provider_speaks() {
     assert_eq!(shop.reverse(request.payment_id).await, Ok(Reversal::Voided));
     assert_eq!(shop.event().await, ("PaymentVoided", request.payment_id));
     assert!(shop.balances().await.is_empty());
+}
+
+#[tokio::test]
+async fn two_instances_charge_everybody_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = sqlite::open(dir.path().join("payment.db")).await.unwrap();
+    let start = |deps| async { payment::start(deps).await.unwrap() };
+    let mut shop = serve(pool, start, Vec::new()).await;
+    let second = sqlite::open(dir.path().join("payment.db")).await.unwrap();
+    shop.add_instance(&second).await;
+    let method_id = Some(shop.add_card("4242424242424242").await.id);
+    let requests: Vec<_> = (0..25).map(|_| shop.request(method_id, 100)).collect();
+    // Each is asked for twice at the same time.
+    let twice = requests.iter().chain(&requests);
+    let asked = join_all(twice.clone().map(|request| shop.authorize(request))).await;
+    assert!(
+        asked
+            .iter()
+            .all(|answer| *answer == Authorization::Authorized)
+    );
+    let captured = join_all(twice.map(|request| shop.capture(request.payment_id))).await;
+    assert!(captured.iter().all(Result::is_ok));
+    assert_eq!(shop.balances().await["provider_clearing"], 2500);
 }

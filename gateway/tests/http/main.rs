@@ -1,0 +1,9 @@
+//! The gateway over fake services on the memory transport.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod auth;
+mod orders;
+mod problems;
+mod routes;
+mod shop;
+mod system;
