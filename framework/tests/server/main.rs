@@ -1,12 +1,12 @@
 //! The run loop and what surrounds it, on the memory transport under paused time: a test that waits for a second waits
 //! until nothing else can happen.
 
-mod start;
+mod events;
 mod layers;
 mod limits;
-mod events;
-mod shutdown;
 mod seam;
+mod shutdown;
+mod start;
 
 use std::{
     future::{IntoFuture, pending},

@@ -31,16 +31,27 @@ struct Witness {
 
 fn script() -> (Arc<dyn ServerTransport>, mpsc::UnboundedSender<Delivery>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Arc::new(Script { deliveries: Mutex::new(Some(receiver)) }), sender)
+    (
+        Arc::new(Script {
+            deliveries: Mutex::new(Some(receiver)),
+        }),
+        sender,
+    )
 }
 
 impl Witness {
     fn new() -> Self {
-        Self { outcomes: Log::new(), values: Arc::default() }
+        Self {
+            outcomes: Log::new(),
+            values: Arc::default(),
+        }
     }
 
     fn delivery(&self, kind: Kind, pattern: &'static str, payload: &'static str) -> Delivery {
-        let responder = Self { outcomes: self.outcomes.clone(), values: Arc::clone(&self.values) };
+        let responder = Self {
+            outcomes: self.outcomes.clone(),
+            values: Arc::clone(&self.values),
+        };
         Delivery::new(kind, Envelope::new(pattern, payload), Box::new(responder))
     }
 }
@@ -135,8 +146,14 @@ async fn every_delivery_is_settled_once() {
         .message_at("echo", echo)
         .message_at("later", later)
         .event_with("refused", Guarantee::AtLeastOnce, refuse)
-        .event_with("fine", Guarantee::AtLeastOnce, || async { Ok::<_, RpcError>(()) });
-    let server = Server::new("x", router).listen(transport).start().await.unwrap();
+        .event_with("fine", Guarantee::AtLeastOnce, || async {
+            Ok::<_, RpcError>(())
+        });
+    let server = Server::new("x", router)
+        .listen(transport)
+        .start()
+        .await
+        .unwrap();
 
     let witness = Witness::new();
     let mut expired = witness.delivery(Kind::Message, "echo", "1");
@@ -149,7 +166,9 @@ async fn every_delivery_is_settled_once() {
         (Kind::Event, "refused", "null"),
         (Kind::Event, "fine", "null"),
     ] {
-        deliveries.send(witness.delivery(kind, pattern, payload)).unwrap();
+        deliveries
+            .send(witness.delivery(kind, pattern, payload))
+            .unwrap();
     }
     sleep(SECOND * 2).await;
     let outcomes = witness.outcomes.all();
@@ -158,7 +177,11 @@ async fn every_delivery_is_settled_once() {
     assert_eq!(outcomes[1], Outcome::Reply("1".into()));
     assert_eq!(code(&outcomes[2]), Some(Code::Unimplemented));
     assert!(outcomes[3..5].contains(&Outcome::Ack), "{outcomes:?}");
-    assert!(outcomes[3..5].iter().any(|outcome| matches!(outcome, Outcome::Reject { .. })));
+    assert!(
+        outcomes[3..5]
+            .iter()
+            .any(|outcome| matches!(outcome, Outcome::Reject { .. }))
+    );
     assert_eq!(outcomes[5], Outcome::Reply("7".into()));
     server.shutdown().await;
     assert_eq!(witness.outcomes.all().len(), 6);
@@ -171,16 +194,24 @@ async fn work_that_is_torn_down_is_given_back() {
     let router = Router::new()
         .event_with("hang", Guarantee::AtLeastOnce, hang)
         .message_at("hang", hang);
-    let server = Server::new("x", router).listen(transport).start().await.unwrap();
+    let server = Server::new("x", router)
+        .listen(transport)
+        .start()
+        .await
+        .unwrap();
     let witness = Witness::new();
     for kind in [Kind::Event, Kind::Message] {
-        deliveries.send(witness.delivery(kind, "hang", "null")).unwrap();
+        deliveries
+            .send(witness.delivery(kind, "hang", "null"))
+            .unwrap();
     }
     sleep(SECOND).await;
     assert_eq!(witness.outcomes.all(), []);
     drop(server);
     sleep(SECOND).await;
-    let given_back = Outcome::Retry { after: Duration::ZERO };
+    let given_back = Outcome::Retry {
+        after: Duration::ZERO,
+    };
     assert_eq!(witness.outcomes.all(), [given_back.clone(), given_back]);
 }
 
@@ -188,19 +219,30 @@ async fn work_that_is_torn_down_is_given_back() {
 async fn an_endless_stream_leaves_room_for_others_and_ends_with_its_deadline() {
     let (transport, deliveries) = script();
     let endless = || async { Streaming::new(stream::iter(0_u64..).map_ok()) };
-    let router = Router::new().message_at("endless", endless).message_at("echo", echo);
-    let server = Server::new("x", router).listen(transport).start().await.unwrap();
+    let router = Router::new()
+        .message_at("endless", endless)
+        .message_at("echo", echo);
+    let server = Server::new("x", router)
+        .listen(transport)
+        .start()
+        .await
+        .unwrap();
 
     let (witness, other) = (Witness::new(), Witness::new());
     let mut delivery = witness.delivery(Kind::Message, "endless", "null");
     delivery.envelope.deadline = Some(Instant::now() + Duration::from_millis(50));
     deliveries.send(delivery).unwrap();
-    deliveries.send(other.delivery(Kind::Message, "echo", "1")).unwrap();
+    deliveries
+        .send(other.delivery(Kind::Message, "echo", "1"))
+        .unwrap();
     // All of this happens on one thread: without a pause in the stream it would never end.
     while witness.outcomes.all().is_empty() || other.outcomes.all().is_empty() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(code(&witness.outcomes.all()[0]), Some(Code::DeadlineExceeded));
+    assert_eq!(
+        code(&witness.outcomes.all()[0]),
+        Some(Code::DeadlineExceeded)
+    );
     assert_eq!(other.outcomes.all(), [Outcome::Reply("1".into())]);
     assert!(witness.values.load(Ordering::Relaxed) > 0);
     server.shutdown().await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use contracts::{MethodId, OrderId, QuoteId, Role};
 use serde_json::{Value, json};
 
-use crate::shop::{Shop, product_id};
+use crate::{fakes::product_id, shop::Shop};
 
 /// A route, a request it accepts, and what anonymous, customer and manager get.
 struct Row {

@@ -46,7 +46,12 @@ const LOOKUP: Duration = Duration::from_secs(5);
 /// is handled twice.
 const HANDOVER: Duration = Duration::from_secs(1);
 /// How long the last replies may take at the end.
-const FLUSH: Duration = Duration::from_secs(5);
+const FLUSH: Duration = Duration::from_secs(3);
+/// How long to wait before a consumer is replaced, at first and at most.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A consumer that served this long was replaced for a reason of its own.
+const STEADY: Duration = Duration::from_secs(60);
 /// How long leaving the group may take.
 const LEAVE: Duration = Duration::from_secs(2);
 const LEAVE_TICK: Duration = Duration::from_millis(5);
@@ -67,7 +72,7 @@ pub(super) struct Group {
     carried: HashMap<String, Arc<Carries>>,
     /// Where to begin in partitions that this service has never read.
     begin: OnceLock<Positions>,
-    consumer: OnceLock<Weak<GroupConsumer>>,
+    consumer: Mutex<Weak<GroupConsumer>>,
     partitions: Mutex<Vec<Arc<Partition>>>,
     commits: Commits,
     sources: Mutex<Option<mpsc::UnboundedSender<Box<dyn Source>>>>,
@@ -125,7 +130,7 @@ impl Group {
             most_taken: max_in_flight.saturating_mul(4).max(1024),
             carried,
             begin: OnceLock::new(),
-            consumer: OnceLock::new(),
+            consumer: Mutex::default(),
             partitions: Mutex::default(),
             commits: Commits::default(),
             sources: Mutex::new(Some(sources)),
@@ -144,9 +149,7 @@ impl Group {
         let context = Logged::new(Arc::clone(self));
         let consumer = Arc::new(GroupConsumer::from_config_and_context(config, context)?);
         // Before it is polled first, so that the callbacks find it.
-        if self.consumer.set(Arc::downgrade(&consumer)).is_err() {
-            tracing::error!("a Kafka group has two consumers");
-        }
+        *lock(&self.consumer) = Arc::downgrade(&consumer);
         Ok(consumer)
     }
 
@@ -199,52 +202,90 @@ impl Group {
     }
 
     /// Joins the group and polls until [`close`](Self::close).
-    pub(super) fn start(self: Arc<Self>, consumer: Arc<GroupConsumer>) -> io::Result<()> {
-        let work = move || self.run(consumer);
+    pub(super) fn start(
+        self: Arc<Self>,
+        consumer: Arc<GroupConsumer>,
+        config: ClientConfig,
+    ) -> io::Result<()> {
+        let work = move || self.run(consumer, &config);
         thread::Builder::new()
             .name("kafka-group".to_owned())
             .spawn(work)
             .map(drop)
     }
 
-    fn run(self: Arc<Self>, consumer: Arc<GroupConsumer>) {
-        let topics: Vec<&str> = self.carried.keys().map(String::as_str).collect();
-        let joined = topics.is_empty()
-            || match consumer.subscribe(&topics) {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(%error, "subscribe to Kafka topics");
-                    false
+    /// Serves with one consumer after the other: the library gives one up for good when the broker
+    /// takes it for another with its instance name, as it does its own rejoining after an outage.
+    fn run(self: Arc<Self>, mut consumer: Arc<GroupConsumer>, config: &ClientConfig) {
+        let mut pause = PAUSE;
+        loop {
+            let began = Instant::now();
+            self.serve(&consumer);
+            if self.is_finished() {
+                break;
+            }
+            self.retire(consumer);
+            if began.elapsed() > STEADY {
+                pause = PAUSE;
+            }
+            consumer = loop {
+                self.rest(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                if self.is_finished() {
+                    return self.end();
+                }
+                match self.connect(config) {
+                    Ok(consumer) => break consumer,
+                    Err(error) => tracing::error!(%error, "make a Kafka consumer"),
                 }
             };
+        }
+        self.replies.flush(FLUSH);
+        self.retire(consumer);
+        self.end();
+    }
+
+    fn is_finished(&self) -> bool {
+        self.closing.load(Ordering::Acquire) && self.open.load(Ordering::Acquire) == 0
+    }
+
+    fn rest(&self, pause: Duration) {
+        let deadline = Instant::now() + pause;
+        while !self.is_finished() && Instant::now() < deadline {
+            thread::sleep(TICK);
+        }
+    }
+
+    /// Joins and polls until the service closes or the consumer fails for good.
+    fn serve(self: &Arc<Self>, consumer: &Arc<GroupConsumer>) {
+        let topics: Vec<&str> = self.carried.keys().map(String::as_str).collect();
         if topics.is_empty() {
             self.reach(Phase::Placed);
+        } else if let Err(error) = consumer.subscribe(&topics) {
+            return tracing::error!(%error, "subscribe to Kafka topics");
         }
+        lock(&self.commits.wanted).ended = false;
         let committer = {
-            let (group, consumer) = (Arc::clone(&self), Arc::clone(&consumer));
+            let (group, consumer) = (Arc::clone(self), Arc::clone(consumer));
             let work = move || group.commit_settled(&consumer);
             thread::Builder::new()
                 .name("kafka-commit".to_owned())
                 .spawn(work)
         };
-        match committer {
-            Ok(committer) => {
-                if joined {
-                    self.poll(&consumer);
-                }
-                lock(&self.commits.wanted).ended = true;
-                self.commits.signal.notify_one();
-                if committer.join().is_err() {
-                    tracing::error!("the thread that commits to Kafka has panicked");
-                }
-            }
-            Err(error) => tracing::error!(%error, "start a thread"),
+        let committer = match committer {
+            Ok(committer) => committer,
+            Err(error) => return tracing::error!(%error, "start a thread"),
+        };
+        self.poll(consumer);
+        lock(&self.commits.wanted).ended = true;
+        self.commits.signal.notify_one();
+        if committer.join().is_err() {
+            tracing::error!("the thread that commits to Kafka has panicked");
         }
-        self.end(consumer);
     }
 
     fn poll(&self, consumer: &GroupConsumer) {
-        while !self.closing.load(Ordering::Acquire) || self.open.load(Ordering::Acquire) > 0 {
+        while !self.is_finished() {
             match consumer.poll(TICK) {
                 None => {}
                 Some(Ok(message)) => {
@@ -253,8 +294,7 @@ impl Group {
                     seek(consumer, topic, partition, message.offset());
                 }
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                    tracing::error!(%error, "the Kafka consumer has failed for good: another process may have this service's instance name");
-                    return;
+                    return tracing::warn!(%error, "the Kafka consumer has failed for good and is replaced");
                 }
                 // The context has logged it.
                 Some(Err(_)) => {}
@@ -269,10 +309,13 @@ impl Group {
         }
     }
 
-    /// Sends what is left, leaves the group, and closes the consumer.
-    fn end(self: Arc<Self>, consumer: Arc<GroupConsumer>) {
+    fn end(&self) {
         lock(&self.sources).take();
-        self.replies.flush(FLUSH);
+        self.reach(Phase::Ended);
+    }
+
+    /// Leaves the group and closes the consumer.
+    fn retire(&self, consumer: Arc<GroupConsumer>) {
         // A static member that only closed would leave its partitions unread until its session
         // ends; one that was killed comes back under its name at once.
         consumer.unsubscribe();
@@ -290,7 +333,6 @@ impl Group {
             partition.revoke();
         }
         drop(consumer);
-        self.reach(Phase::Ended);
     }
 
     /// Whether the broker counts this consumer among the group.
@@ -425,7 +467,7 @@ impl Group {
         offsets: Offsets,
     ) -> Option<Arc<Partition>> {
         let carries = Arc::clone(self.carried.get(&topic)?);
-        let consumer = self.consumer.get()?.upgrade()?;
+        let consumer = lock(&self.consumer).upgrade()?;
         let waker = Arc::new(AtomicWaker::new());
         let mut queue = consumer.split_partition_queue(&topic, number)?;
         let wake = Arc::clone(&waker);

@@ -175,7 +175,7 @@ impl<T: Send + Sync> ClientContext for Logged<T> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::error!(facility, "kafka: {message}");
+                tracing::warn!(facility, "kafka: {message}");
             }
             // A broker that has just started cannot give producers their ids yet.
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning if facility != "GETPID" => {
@@ -189,10 +189,9 @@ impl<T: Send + Sync> ClientContext for Logged<T> {
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
+            Some(RDKafkaErrorCode::AllBrokersDown) if self.log.allows() => {
                 tracing::warn!("kafka: no broker can be reached: {reason}");
             }
-            Some(RDKafkaErrorCode::Fatal) => tracing::error!("kafka: {reason}"),
             // Each connection attempt says so, and the line above sums it up.
             _ => tracing::debug!(%error, "kafka: {reason}"),
         }

@@ -76,8 +76,9 @@ impl ServerTransport for KafkaServer {
         let (sender, mut sources) = mpsc::unbounded_channel();
         let group = Group::new(replies, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
+        let config = config(settings, &subscription, &group.client_id);
         let consumer = group
-            .connect(&config(settings, &subscription, &group.client_id))
+            .connect(&config)
             .map_err(|error| settings.failed("make a Kafka consumer", error))?;
         let partitions = if wanted.is_empty() {
             HashMap::new()
@@ -94,7 +95,7 @@ impl ServerTransport for KafkaServer {
             group
                 .find_ends(&consumer, &partitions)
                 .map_err(|error| settings.failed("find the ends of topics", error))?;
-            group.start(consumer).map_err(|error| {
+            group.start(consumer, config).map_err(|error| {
                 settings
                     .error(ErrorKind::Connect, "start a thread")
                     .with_source(error)

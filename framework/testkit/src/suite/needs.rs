@@ -1,8 +1,6 @@
 //! What a case may need of a transport: the words after `if` in the list.
 
-use nestling::{
-        transport::{Capabilities, Order},
-};
+use nestling::transport::{Capabilities, Order};
 
 /// A question to the capabilities, with its name.
 pub type Need = (&'static str, fn(&Capabilities) -> bool);

@@ -206,7 +206,7 @@ impl Peers {
 impl State {
     fn quote(&mut self, request: &QuoteLines) -> QuotedLines {
         let (mut lines, mut missing) = (vec![], vec![]);
-        for Quantity { product_id, .. } in request.lines {
+        for &Quantity { product_id, .. } in &request.lines {
             match self.catalogue.get(&product_id) {
                 Some(line) => lines.push(line.clone()),
                 None => missing.push(product_id),
