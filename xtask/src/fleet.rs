@@ -199,11 +199,16 @@ pub(crate) fn service_command(
     command
         .args(["--listen", &addresses.services[service.name]])
         .args(["--events", &addresses.events])
+        // A name that stays: brokers give a process that comes back its old work at once.
+        .args(["--instance", "1"])
         .arg("--data")
         .arg(data)
         .args(addresses.options_for(service.peers.iter().copied()));
     if service.name == "payment" {
         command.env(SEAL_KEY, home.seal_key()?);
+    }
+    if service.name == "user" {
+        command.env("SEED_DEMO", "true");
     }
     Ok(command)
 }

@@ -2,6 +2,7 @@
 
 use std::task::{self, Poll};
 
+use futures_util::StreamExt;
 use nestling::{
     Envelope,
     transport::{
@@ -213,6 +214,29 @@ async fn work_that_is_torn_down_is_given_back() {
         after: Duration::ZERO,
     };
     assert_eq!(witness.outcomes.all(), [given_back.clone(), given_back]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_torn_down_ends_because_its_reader_has_seen_values() {
+    let (transport, deliveries) = script();
+    let begun = || async { Streaming::new(stream::iter([Ok(1_u64)]).chain(stream::pending())) };
+    let router = Router::new().message_with("begun", true, begun);
+    let server = Server::new("x", router)
+        .listen(transport)
+        .start()
+        .await
+        .unwrap();
+    let witness = Witness::new();
+    deliveries
+        .send(witness.delivery(Kind::Message, "begun", "null"))
+        .unwrap();
+    sleep(SECOND).await;
+    assert_eq!(witness.values.load(Ordering::Relaxed), 1);
+    drop(server);
+    sleep(SECOND).await;
+    let outcomes = witness.outcomes.all();
+    assert_eq!(outcomes.len(), 1);
+    assert_eq!(code(&outcomes[0]), Some(Code::Unavailable));
 }
 
 #[tokio::test]

@@ -4,12 +4,14 @@
 //! records themselves go to a queue per partition that a [`PartitionSource`] reads, so neither a
 //! slow handler nor a full partition ever keeps the consumer from being polled.
 
+mod commits;
+
 use std::{
     collections::HashMap,
     future::Future,
     io,
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -27,6 +29,7 @@ use rdkafka::{
 };
 use tokio::sync::{mpsc, watch};
 
+use self::commits::Commits;
 use super::{
     Logged,
     offsets::Offsets,
@@ -38,8 +41,6 @@ use crate::transport::{Source, Subscription, pending::lock};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
-/// How often what is settled is committed.
-const COMMIT: Duration = Duration::from_millis(100);
 /// How long the library may take to look up committed offsets, in a rebalance.
 const LOOKUP: Duration = Duration::from_secs(5);
 /// How long work on a partition may go on before it is given to somebody else. What takes longer
@@ -80,20 +81,6 @@ pub(super) struct Group {
     closing: AtomicBool,
     open: AtomicUsize,
     foreign: AtomicBool,
-}
-
-/// Between those who want a commit and the thread that makes them.
-#[derive(Default)]
-struct Commits {
-    wanted: Mutex<Wanted>,
-    signal: Condvar,
-    under_way: Mutex<()>,
-}
-
-#[derive(Default)]
-struct Wanted {
-    soon: bool,
-    ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -349,59 +336,6 @@ impl Group {
                 false
             }
         }
-    }
-
-    /// Commits what has been settled, again and again, on a thread of its own: the library tells
-    /// the result of a commit only to whoever waits for it.
-    fn commit_settled(&self, consumer: &GroupConsumer) {
-        let mut ended = false;
-        while !ended {
-            let mut wanted = lock(&self.commits.wanted);
-            let idle = |wanted: &mut Wanted| !wanted.soon && !wanted.ended;
-            if idle(&mut wanted) {
-                let waited = self.commits.signal.wait_timeout_while(wanted, COMMIT, idle);
-                wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            wanted.soon = false;
-            ended = wanted.ended;
-            drop(wanted);
-            if !self.commit_once(consumer) {
-                thread::sleep(COMMIT);
-            }
-        }
-    }
-
-    /// Commits what has been settled, in one request; false when that failed.
-    fn commit_once(&self, consumer: &GroupConsumer) -> bool {
-        // Nothing is revoked while this is held, so no position is committed that is somebody
-        // else's already.
-        let _under_way = lock(&self.commits.under_way);
-        let mut list = TopicPartitionList::new();
-        let mut positions = Vec::new();
-        for partition in lock(&self.partitions).iter() {
-            if let Some(position) = partition.uncommitted() {
-                add(&mut list, partition, position);
-                positions.push((Arc::clone(partition), position));
-            }
-        }
-        if positions.is_empty() {
-            return true;
-        }
-        if let Err(error) = consumer.commit(&list, CommitMode::Sync) {
-            tracing::debug!(%error, "commit to Kafka");
-            return false;
-        }
-        for (partition, position) in positions {
-            partition.committed(position);
-        }
-        self.note_placed();
-        true
-    }
-
-    /// Has what is settled committed at once rather than with the next batch.
-    pub(super) fn commit_soon(&self) {
-        lock(&self.commits.wanted).soon = true;
-        self.commits.signal.notify_one();
     }
 
     /// Takes over partitions. Runs on the thread, inside a poll.

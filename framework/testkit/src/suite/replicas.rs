@@ -56,23 +56,33 @@ pub async fn two_replicas_share(stage: Stage) {
 
 /// What has begun when the server is told to stop is finished, and its caller gets the reply.
 pub async fn a_draining_server_answers_what_is_in_work(stage: Stage) {
-    let pattern = stage.pattern("work");
+    let (pattern, ping) = (stage.pattern("work"), stage.pattern("ping"));
     let (started, release) = (Record::new(), Gate::new());
     let work = move |Payload(n): Payload<u64>| async move {
         started.push(n);
         release.pass().await;
         Ok::<_, RpcError>(n)
     };
-    let server = stage.start(Router::new().message_at(pattern, work)).await;
+    let router = Router::new()
+        .message_at(pattern, work)
+        .message_at(ping, echo::<u64>);
+    let server = stage.start(router).await;
     let client = stage.client(&[&server]).await;
 
     let calls = try_join_all((0..5).map(|n| client.send_at::<u64>(pattern, &n).into_future()));
     let stop = async {
         started.at_least(5).await;
-        // Polled in this order: the server has begun to stop when the work goes on.
-        tokio::join!(within("the server to stop", server.shutdown()), async {
-            release.open()
-        });
+        let closed = async {
+            eventually("the server to take nothing new", async || {
+                let call = client
+                    .send_at::<u64>(ping, &1)
+                    .timeout(Duration::from_secs(1));
+                call.await.err()
+            })
+            .await;
+            release.open();
+        };
+        tokio::join!(within("the server to stop", server.shutdown()), closed);
     };
     let (replies, ()) = tokio::join!(calls, stop);
     assert_eq!(replies, Ok(vec![0, 1, 2, 3, 4]));

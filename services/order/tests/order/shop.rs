@@ -19,7 +19,7 @@ use contracts::{
     product::Fulfilment,
 };
 use nestling::{
-    Client, Event, Message, Router, RpcError, Running, Server, Single, header, sqlite,
+    Client, Context, Event, Message, Router, RpcError, Running, Server, Single, header, sqlite,
     transport::Memory,
 };
 use order::{Background, Clock, Config, Deps};
@@ -34,7 +34,7 @@ pub(crate) struct Shop {
     pub(crate) peers: Arc<Peers>,
     pub(crate) client: Client,
     pub(crate) config: Config,
-    heard: Arc<Mutex<Vec<(OrderId, &'static str)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
     clock: Arc<AtomicI64>,
     /// The database is a file here, or in memory.
     folder: Option<tempfile::TempDir>,
@@ -81,14 +81,31 @@ pub(crate) fn reason(error: &RpcError) -> Reason {
     Reason::of(error).unwrap_or_else(|| panic!("no reason in {error:?}"))
 }
 
+/// An event of an order.
+struct Heard {
+    order_id: OrderId,
+    pattern: &'static str,
+    event_id: String,
+}
+
+/// Hears each event once, as whoever has an inbox does: after a crash the outbox publishes again
+/// what it had not struck out.
 fn listen<E: Event>(
     router: Router,
-    heard: &Arc<Mutex<Vec<(OrderId, &'static str)>>>,
+    heard: &Arc<Mutex<Vec<Heard>>>,
     id: fn(&E) -> OrderId,
 ) -> Router {
     let heard = Arc::clone(heard);
-    router.event(move |event: E| {
-        heard.lock().unwrap().push((id(&event), E::PATTERN));
+    router.event(move |event: E, cx: Context| {
+        let event_id = cx.header(header::EVENT_ID).unwrap().to_owned();
+        let mut heard = heard.lock().unwrap();
+        if !heard.iter().any(|other| other.event_id == event_id) {
+            heard.push(Heard {
+                order_id: id(&event),
+                pattern: E::PATTERN,
+                event_id,
+            });
+        }
         std::future::ready(Ok::<_, RpcError>(()))
     })
 }
@@ -370,8 +387,8 @@ impl Shop {
             let heard = self.heard.lock().unwrap();
             seen = heard
                 .iter()
-                .filter(|(id, _)| *id == order_id)
-                .map(|(_, name)| *name)
+                .filter(|event| event.order_id == order_id)
+                .map(|event| event.pattern)
                 .collect();
             seen.last() == Some(&last)
         })
