@@ -65,7 +65,11 @@ impl Actor {
     /// # Errors
     /// `forbidden` unless the user has one of `roles`.
     pub fn require(&self, roles: &[Role]) -> Result<(), RpcError> {
-        if self.is_any(roles) { Ok(()) } else { Err(Reason::Forbidden.error("not allowed")) }
+        if self.is_any(roles) {
+            Ok(())
+        } else {
+            Err(Reason::Forbidden.error("not allowed"))
+        }
     }
 
     /// # Errors
@@ -84,7 +88,10 @@ impl FromContext for Actor {
         let text = cx
             .header(header::ACTOR)
             .ok_or_else(|| Reason::Unauthenticated.error("sign in first"))?;
-        serde_json::from_str(text)
-            .map_err(|error| Reason::Malformed.error("the actor header is malformed").with_source(error))
+        serde_json::from_str(text).map_err(|error| {
+            Reason::Malformed
+                .error("the actor header is malformed")
+                .with_source(error)
+        })
     }
 }

@@ -134,15 +134,25 @@ impl Fields {
     /// Notes a field unless `ok`.
     pub fn check(&mut self, ok: bool, pointer: &str, code: &str, message: &str) {
         if !ok {
-            let (pointer, code, message) = (pointer.to_owned(), code.to_owned(), message.to_owned());
-            self.errors.push(FieldError { pointer, code, message });
+            let (pointer, code, message) =
+                (pointer.to_owned(), code.to_owned(), message.to_owned());
+            self.errors.push(FieldError {
+                pointer,
+                code,
+                message,
+            });
         }
     }
 
     /// Notes a text whose length in characters is out of range.
     pub fn length(&mut self, text: &str, range: std::ops::RangeInclusive<usize>, pointer: &str) {
         let message = format!("{} to {} characters", range.start(), range.end());
-        self.check(range.contains(&text.chars().count()), pointer, "length", &message);
+        self.check(
+            range.contains(&text.chars().count()),
+            pointer,
+            "length",
+            &message,
+        );
     }
 
     /// # Errors

@@ -163,7 +163,10 @@ mod tests {
             let text = id.to_string();
             assert_eq!(text.len(), 30);
             assert_eq!(text.parse(), Ok(id));
-            assert_eq!(text.replace("ord_", "usr_").parse::<OrderId>(), Err(IdError::Prefix("ord_")));
+            assert_eq!(
+                text.replace("ord_", "usr_").parse::<OrderId>(),
+                Err(IdError::Prefix("ord_"))
+            );
         }
         let most = OrderId(Uuid::max());
         assert_eq!(most.to_string().parse(), Ok(most));
@@ -171,8 +174,17 @@ mod tests {
 
     #[test]
     fn what_is_too_large_or_not_base_32_is_no_id() {
-        for digits in ["", "8ZZZZZZZZZZZZZZZZZZZZZZZZZ", "0000000000000000000000000U", "ąąąąąąąąąąąąą"] {
-            assert_eq!(format!("usr_{digits}").parse::<UserId>(), Err(IdError::Digits), "{digits}");
+        for digits in [
+            "",
+            "8ZZZZZZZZZZZZZZZZZZZZZZZZZ",
+            "0000000000000000000000000U",
+            "ąąąąąąąąąąąąą",
+        ] {
+            assert_eq!(
+                format!("usr_{digits}").parse::<UserId>(),
+                Err(IdError::Digits),
+                "{digits}"
+            );
         }
     }
 

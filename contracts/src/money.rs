@@ -42,9 +42,16 @@ impl FromStr for Currency {
     type Err = MoneyError;
 
     fn from_str(text: &str) -> Result<Self, MoneyError> {
-        let code: [u8; 3] = text.as_bytes().try_into().map_err(|_| MoneyError::Currency)?;
+        let code: [u8; 3] = text
+            .as_bytes()
+            .try_into()
+            .map_err(|_| MoneyError::Currency)?;
         let is_code = code.iter().all(u8::is_ascii_uppercase);
-        if is_code { Ok(Self(code)) } else { Err(MoneyError::Currency) }
+        if is_code {
+            Ok(Self(code))
+        } else {
+            Err(MoneyError::Currency)
+        }
     }
 }
 
@@ -56,7 +63,9 @@ impl Serialize for Currency {
 
 impl<'de> Deserialize<'de> for Currency {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -116,7 +125,10 @@ impl Money {
     /// # Errors
     /// Overflow.
     pub fn times(self, count: u32) -> Result<Self, MoneyError> {
-        let amount = self.amount.checked_mul(i64::from(count)).ok_or(MoneyError::Overflow)?;
+        let amount = self
+            .amount
+            .checked_mul(i64::from(count))
+            .ok_or(MoneyError::Overflow)?;
         Ok(Self { amount, ..self })
     }
 
@@ -124,7 +136,10 @@ impl Money {
     ///
     /// # Errors
     /// Mixed currencies, overflow.
-    pub fn sum(all: impl IntoIterator<Item = Self>, currency: Currency) -> Result<Self, MoneyError> {
+    pub fn sum(
+        all: impl IntoIterator<Item = Self>,
+        currency: Currency,
+    ) -> Result<Self, MoneyError> {
         all.into_iter().try_fold(Self::zero(currency), Self::add)
     }
 
@@ -141,7 +156,13 @@ impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.amount < 0 { "-" } else { "" };
         let units = self.amount.unsigned_abs();
-        write!(f, "{sign}{}.{:02} {}", units / 100, units % 100, self.currency)
+        write!(
+            f,
+            "{sign}{}.{:02} {}",
+            units / 100,
+            units % 100,
+            self.currency
+        )
     }
 }
 
@@ -170,18 +191,32 @@ pub fn split(total: i64, weights: &[u64]) -> Vec<i64> {
         return Vec::new();
     }
     let all_zero = weights.iter().all(|weight| *weight == 0);
-    let weight = |index: usize| if all_zero { 1 } else { i128::from(weights[index]) };
+    let weight = |index: usize| {
+        if all_zero {
+            1
+        } else {
+            i128::from(weights[index])
+        }
+    };
     let whole: i128 = (0..weights.len()).map(weight).sum();
     let exact = |index: usize| i128::from(total) * weight(index);
-    let mut parts: Vec<i128> = (0..weights.len()).map(|i| exact(i).div_euclid(whole)).collect();
+    let mut parts: Vec<i128> = (0..weights.len())
+        .map(|i| exact(i).div_euclid(whole))
+        .collect();
     let mut by_remainder: Vec<usize> = (0..weights.len()).collect();
     by_remainder.sort_by_key(|index| std::cmp::Reverse(exact(*index).rem_euclid(whole)));
     let left = i128::from(total) - parts.iter().sum::<i128>();
-    for index in by_remainder.into_iter().take(usize::try_from(left).unwrap_or(0)) {
+    for index in by_remainder
+        .into_iter()
+        .take(usize::try_from(left).unwrap_or(0))
+    {
         parts[index] += 1;
     }
     // Each part lies between zero and the total, which fits.
-    parts.into_iter().map(|part| i64::try_from(part).unwrap_or(total)).collect()
+    parts
+        .into_iter()
+        .map(|part| i64::try_from(part).unwrap_or(total))
+        .collect()
 }
 
 #[cfg(test)]
@@ -194,15 +229,27 @@ mod tests {
 
     #[test]
     fn tax_is_rounded_half_to_even() {
-        for (net, bps, tax) in [(1000, 1900, 190), (50, 100, 0), (150, 100, 2), (250, 100, 2), (-150, 100, -2)] {
+        for (net, bps, tax) in [
+            (1000, 1900, 190),
+            (50, 100, 0),
+            (150, 100, 2),
+            (250, 100, 2),
+            (-150, 100, -2),
+        ] {
             assert_eq!(TaxRate(bps).of(euro(net)), Ok(euro(tax)), "{net} at {bps}");
         }
-        assert_eq!(TaxRate(20_000).of(euro(i64::MAX)), Err(MoneyError::Overflow));
+        assert_eq!(
+            TaxRate(20_000).of(euro(i64::MAX)),
+            Err(MoneyError::Overflow)
+        );
     }
 
     #[test]
     fn currencies_do_not_mix_and_sums_do_not_wrap() {
-        assert_eq!(euro(1).add(Money::new(1, Currency::GBP)), Err(MoneyError::Mixed));
+        assert_eq!(
+            euro(1).add(Money::new(1, Currency::GBP)),
+            Err(MoneyError::Mixed)
+        );
         assert_eq!(euro(i64::MAX).add(euro(1)), Err(MoneyError::Overflow));
         assert_eq!(euro(i64::MAX).times(2), Err(MoneyError::Overflow));
         assert_eq!(euro(-5).to_string(), "-0.05 EUR");
@@ -216,7 +263,12 @@ mod tests {
         for total in 0..200 {
             let parts = split(total, &[3, 5, 7, 11]);
             assert_eq!(parts.iter().sum::<i64>(), total);
-            assert!(parts.iter().zip([3, 5, 7, 11]).all(|(part, w)| (part * 26 - total * w).abs() < 26));
+            assert!(
+                parts
+                    .iter()
+                    .zip([3, 5, 7, 11])
+                    .all(|(part, w)| (part * 26 - total * w).abs() < 26)
+            );
         }
     }
 }

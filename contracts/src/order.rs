@@ -117,11 +117,22 @@ impl Address {
     pub fn check(&self, fields: &mut Fields, pointer: &str) {
         fields.length(self.name.trim(), 1..=120, &format!("{pointer}/name"));
         let street = (1..=3).contains(&self.street.len());
-        fields.check(street, &format!("{pointer}/street"), "length", "1 to 3 lines");
+        fields.check(
+            street,
+            &format!("{pointer}/street"),
+            "length",
+            "1 to 3 lines",
+        );
         fields.length(self.postcode.trim(), 1..=16, &format!("{pointer}/postcode"));
         fields.length(self.city.trim(), 1..=120, &format!("{pointer}/city"));
-        let country = self.country.len() == 2 && self.country.bytes().all(|b| b.is_ascii_uppercase());
-        fields.check(country, &format!("{pointer}/country"), "country", "two capital letters");
+        let country =
+            self.country.len() == 2 && self.country.bytes().all(|b| b.is_ascii_uppercase());
+        fields.check(
+            country,
+            &format!("{pointer}/country"),
+            "country",
+            "two capital letters",
+        );
     }
 }
 
@@ -260,7 +271,10 @@ pub enum OrderStatus {
 impl OrderStatus {
     /// Whether checkout is over.
     pub fn is_settled(self) -> bool {
-        !matches!(self, Self::Placed | Self::AwaitingPayment | Self::Cancelling)
+        !matches!(
+            self,
+            Self::Placed | Self::AwaitingPayment | Self::Cancelling
+        )
     }
 }
 

@@ -17,13 +17,21 @@ pub struct PageRequest {
 impl PageRequest {
     /// Notes a limit that is out of range.
     pub fn check(&self, fields: &mut Fields) {
-        fields.check((1..=100).contains(&self.limit), "/limit", "range", "1 to 100");
+        fields.check(
+            (1..=100).contains(&self.limit),
+            "/limit",
+            "range",
+            "1 to 100",
+        );
     }
 }
 
 impl Default for PageRequest {
     fn default() -> Self {
-        Self { limit: 25, cursor: None }
+        Self {
+            limit: 25,
+            cursor: None,
+        }
     }
 }
 
@@ -55,12 +63,20 @@ impl Cursor {
     pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T, RpcError> {
         let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
         let bytes = digits.filter(|digits| digits.len() % 2 == 0).map(|digits| {
-            digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect::<Vec<_>>()
+            digits
+                .chunks(2)
+                .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+                .collect::<Vec<_>>()
         });
         let position = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         position.ok_or_else(|| {
             let mut fields = Fields::new();
-            fields.check(false, "/cursor", "cursor", "the next_cursor of an earlier page");
+            fields.check(
+                false,
+                "/cursor",
+                "cursor",
+                "the next_cursor of an earlier page",
+            );
             let invalid = fields.finish().err();
             invalid.unwrap_or_else(|| Reason::Validation.error("the cursor is not valid"))
         })
@@ -74,7 +90,10 @@ mod tests {
     #[test]
     fn a_cursor_survives_and_a_forged_one_is_refused() {
         let text = Cursor::encode(&("näme", 7));
-        assert_eq!(Cursor::decode::<(String, i64)>(&text), Ok(("näme".to_owned(), 7)));
+        assert_eq!(
+            Cursor::decode::<(String, i64)>(&text),
+            Ok(("näme".to_owned(), 7))
+        );
         for forged in ["", "7", "zz", "ff", "äö"] {
             let error = Cursor::decode::<(String, i64)>(forged).unwrap_err();
             assert_eq!(Reason::of(&error), Some(Reason::Validation), "{forged}");

@@ -36,13 +36,22 @@ impl AddMethod {
     /// # Errors
     /// `validation`.
     pub fn validate(&self) -> Result<(), RpcError> {
-        let Card { pan, exp, cvc, holder } = &self.card;
+        let Card {
+            pan,
+            exp,
+            cvc,
+            holder,
+        } = &self.card;
         let mut fields = Fields::new();
         let digits: Vec<_> = pan.expose().bytes().filter(|byte| *byte != b' ').collect();
         let is_pan = (12..=19).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
         fields.check(is_pan, "/card/pan", "card_number", "12 to 19 digits");
-        let month = exp.split_once('/').filter(|(_, year)| year.len() == 2 && year.parse::<u8>().is_ok());
-        let is_exp = month.and_then(|(month, _)| month.parse().ok()).is_some_and(|m: u8| (1..=12).contains(&m));
+        let month = exp
+            .split_once('/')
+            .filter(|(_, year)| year.len() == 2 && year.parse::<u8>().is_ok());
+        let is_exp = month
+            .and_then(|(month, _)| month.parse().ok())
+            .is_some_and(|m: u8| (1..=12).contains(&m));
         fields.check(is_exp, "/card/exp", "expiry", "MM/YY");
         let is_cvc = cvc.expose().len() == 3 && cvc.expose().bytes().all(|b| b.is_ascii_digit());
         fields.check(is_cvc, "/card/cvc", "cvc", "three digits");

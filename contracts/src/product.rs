@@ -187,10 +187,24 @@ impl ProductDraft {
     pub fn check(&self, fields: &mut Fields, pointer: &str) {
         fields.length(self.sku.trim(), 1..=64, &format!("{pointer}/sku"));
         fields.length(self.name.trim(), 1..=200, &format!("{pointer}/name"));
-        fields.length(&self.description, 0..=10_000, &format!("{pointer}/description"));
+        fields.length(
+            &self.description,
+            0..=10_000,
+            &format!("{pointer}/description"),
+        );
         let amount = (0..=100_000_000).contains(&self.net.amount);
-        fields.check(amount, &format!("{pointer}/net/amount"), "range", "0 to 100 000 000");
-        fields.check(self.tax.0 <= 10_000, &format!("{pointer}/tax"), "range", "0 to 10 000");
+        fields.check(
+            amount,
+            &format!("{pointer}/net/amount"),
+            "range",
+            "0 to 100 000 000",
+        );
+        fields.check(
+            self.tax.0 <= 10_000,
+            &format!("{pointer}/tax"),
+            "range",
+            "0 to 10 000",
+        );
     }
 }
 

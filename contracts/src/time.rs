@@ -27,7 +27,10 @@ impl Timestamp {
     /// So much later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
@@ -50,7 +53,8 @@ impl FromStr for Timestamp {
     type Err = jiff::Error;
 
     fn from_str(text: &str) -> Result<Self, jiff::Error> {
-        text.parse::<jiff::Timestamp>().map(|time| Self(time.as_millisecond()))
+        text.parse::<jiff::Timestamp>()
+            .map(|time| Self(time.as_millisecond()))
     }
 }
 
@@ -67,7 +71,9 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            String::deserialize(deserializer)?
+                .parse()
+                .map_err(de::Error::custom)
         } else {
             i64::deserialize(deserializer).map(Self)
         }
@@ -82,6 +88,11 @@ mod tests {
     fn text_is_rfc_3339_in_utc() {
         let time = Timestamp::from_millis(1_700_000_000_123);
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.123Z");
-        assert_eq!("2023-11-14T23:13:20.123+01:00".parse::<Timestamp>().unwrap(), time);
+        assert_eq!(
+            "2023-11-14T23:13:20.123+01:00"
+                .parse::<Timestamp>()
+                .unwrap(),
+            time
+        );
     }
 }

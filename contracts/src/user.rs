@@ -60,7 +60,9 @@ impl Register {
 fn check_email(fields: &mut Fields, email: &str) {
     let ok = email.len() <= 254
         && !email.contains(char::is_whitespace)
-        && email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.'));
+        && email
+            .split_once('@')
+            .is_some_and(|(user, host)| !user.is_empty() && host.contains('.'));
     fields.check(ok, "/email", "email", "an address such as name@example.org");
 }
 

@@ -71,7 +71,10 @@ impl Builder {
     /// The calling service and which of its processes this is: where replies and traces name them.
     #[must_use]
     pub fn identity(mut self, service: impl Into<String>, instance: impl Into<String>) -> Self {
-        self.identity = ClientIdentity { service: service.into(), instance: instance.into() };
+        self.identity = ClientIdentity {
+            service: service.into(),
+            instance: instance.into(),
+        };
         self
     }
 
@@ -108,7 +111,14 @@ impl Builder {
             check_guarantee(&*transport, &capabilities, pattern, needs)?;
         }
         let Self { codec, timeout, .. } = self;
-        Ok(Client { inner: Arc::new(Inner { transport, capabilities, codec, timeout }) })
+        Ok(Client {
+            inner: Arc::new(Inner {
+                transport,
+                capabilities,
+                codec,
+                timeout,
+            }),
+        })
     }
 }
 
@@ -157,7 +167,10 @@ impl Client {
     /// Sends a message and waits for its reply.
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn send<M: Message<Shape = Single>>(&self, message: M) -> SendCall<'_, M::Reply> {
-        SendCall { call: self.call(M::PATTERN, &message), reply: PhantomData }
+        SendCall {
+            call: self.call(M::PATTERN, &message),
+            reply: PhantomData,
+        }
     }
 
     /// Sends to a pattern that has no contract.
@@ -166,13 +179,19 @@ impl Client {
         pattern: impl Into<ByteString>,
         payload: &(impl Serialize + ?Sized),
     ) -> SendCall<'_, R> {
-        SendCall { call: self.call(pattern, payload), reply: PhantomData }
+        SendCall {
+            call: self.call(pattern, payload),
+            reply: PhantomData,
+        }
     }
 
     /// Sends a message whose reply is a stream.
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn stream<M: Message<Shape = Many>>(&self, message: M) -> StreamCall<'_, M::Reply> {
-        StreamCall { call: self.call(M::PATTERN, &message), reply: PhantomData }
+        StreamCall {
+            call: self.call(M::PATTERN, &message),
+            reply: PhantomData,
+        }
     }
 
     /// Asks a pattern that has no contract for a stream.
@@ -181,13 +200,21 @@ impl Client {
         pattern: impl Into<ByteString>,
         payload: &(impl Serialize + ?Sized),
     ) -> StreamCall<'_, R> {
-        StreamCall { call: self.call(pattern, payload), reply: PhantomData }
+        StreamCall {
+            call: self.call(pattern, payload),
+            reply: PhantomData,
+        }
     }
 
     /// Emits an event and waits for the acknowledgement the transport has, if any.
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn emit<E: Event>(&self, event: E) -> EmitCall<'_> {
-        self.emit_encoded(E::PATTERN, E::DELIVERY, event.key(), Codec::Json.encode(&event))
+        self.emit_encoded(
+            E::PATTERN,
+            E::DELIVERY,
+            event.key(),
+            Codec::Json.encode(&event),
+        )
     }
 
     /// Emits an event that has no contract, as best effort.
@@ -196,7 +223,12 @@ impl Client {
         pattern: impl Into<ByteString>,
         payload: &(impl Serialize + ?Sized),
     ) -> EmitCall<'_> {
-        self.emit_encoded(pattern, Guarantee::BestEffort, None, Codec::Json.encode(payload))
+        self.emit_encoded(
+            pattern,
+            Guarantee::BestEffort,
+            None,
+            Codec::Json.encode(payload),
+        )
     }
 
     pub(crate) fn emit_encoded(
@@ -212,7 +244,9 @@ impl Client {
                 envelope.headers.set(header::KEY, key);
             }
             if needs == Guarantee::AtLeastOnce {
-                envelope.headers.set(header::EVENT_ID, Uuid::now_v7().to_string());
+                envelope
+                    .headers
+                    .set(header::EVENT_ID, Uuid::now_v7().to_string());
             }
         }
         EmitCall { call, needs }
@@ -251,17 +285,26 @@ impl Client {
         let envelope = payload.map(|payload| {
             let mut envelope = Envelope::new(pattern, payload);
             if let Some(content_type) = codec.content_type() {
-                envelope.headers.set(header::CONTENT_TYPE, ByteString::from_static(content_type));
+                envelope
+                    .headers
+                    .set(header::CONTENT_TYPE, ByteString::from_static(content_type));
             }
             envelope
         });
-        Call { client: self, codec, envelope, timeout: None }
+        Call {
+            client: self,
+            codec,
+            envelope,
+            timeout: None,
+        }
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("transport", &self.transport()).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("transport", &self.transport())
+            .finish_non_exhaustive()
     }
 }
 
@@ -347,12 +390,17 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
             let deadline = envelope.deadline.unwrap_or(deadline);
             let pattern = envelope.pattern.clone();
             let reply = timeout_at(deadline, async {
-                let mut replies =
-                    client.inner.transport.request(envelope, Expect::Single).await?;
+                let mut replies = client
+                    .inner
+                    .transport
+                    .request(envelope, Expect::Single)
+                    .await?;
                 Ok::<Item, RpcError>(replies.item().await)
             });
             match reply.await {
-                Ok(Ok(Item::Last(bytes) | Item::Value(bytes))) => codec.decode(&bytes).map_err(bad_reply),
+                Ok(Ok(Item::Last(bytes) | Item::Value(bytes))) => {
+                    codec.decode(&bytes).map_err(bad_reply)
+                }
                 Ok(Ok(Item::End)) => codec.decode(&[]).map_err(bad_reply),
                 Ok(Ok(Item::Fail(error)) | Err(error)) => Err(error),
                 Err(_) => Err(no_reply(&pattern)),
@@ -364,7 +412,10 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
 /// The service's fault, not an invalid argument of ours.
 #[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
 fn bad_reply(error: RpcError) -> RpcError {
-    RpcError::unknown(format!("the reply does not fit its contract: {}", error.message))
+    RpcError::unknown(format!(
+        "the reply does not fit its contract: {}",
+        error.message
+    ))
 }
 
 fn no_reply(pattern: &str) -> RpcError {
@@ -397,7 +448,9 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
             let replies = timeout_at(Instant::now() + patience, request)
                 .await
                 .map_err(|_| no_reply(&pattern))??;
-            Ok(Streaming::new(decode_items(replies, codec, patience, pattern)))
+            Ok(Streaming::new(decode_items(
+                replies, codec, patience, pattern,
+            )))
         })
     }
 }
@@ -448,9 +501,16 @@ impl<'a> IntoFuture for EmitCall<'a> {
             let needs = self.needs;
             let deadline = Instant::now() + self.call.timeout();
             let (client, mut envelope) = self.call.into_envelope(None)?;
-            let Inner { transport, capabilities, .. } = &*client.inner;
+            let Inner {
+                transport,
+                capabilities,
+                ..
+            } = &*client.inner;
             check_guarantee(&**transport, capabilities, &envelope.pattern, needs)?;
-            let deadline = envelope.deadline.take().map_or(deadline, |own| own.min(deadline));
+            let deadline = envelope
+                .deadline
+                .take()
+                .map_or(deadline, |own| own.min(deadline));
             let pattern = envelope.pattern.clone();
             match timeout_at(deadline, transport.publish(envelope)).await {
                 Ok(published) => Ok(published?),

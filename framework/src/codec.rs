@@ -44,9 +44,9 @@ impl Codec {
             None | Some("application/json") => Ok(Self::Json),
             #[cfg(feature = "bincode")]
             Some("application/x-bincode") => Ok(Self::Bincode),
-            Some(other) => {
-                Err(RpcError::invalid_argument(format!("unknown content-type {other:?}")))
-            }
+            Some(other) => Err(RpcError::invalid_argument(format!(
+                "unknown content-type {other:?}"
+            ))),
         }
     }
 
@@ -56,7 +56,9 @@ impl Codec {
     /// `Internal` when the type cannot be carried by this codec.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Bytes, RpcError> {
         match self {
-            Self::Json => serde_json::to_vec(value).map(Bytes::from).map_err(RpcError::internal),
+            Self::Json => serde_json::to_vec(value)
+                .map(Bytes::from)
+                .map_err(RpcError::internal),
             #[cfg(feature = "bincode")]
             Self::Bincode => bincode::serde::encode_to_vec(value, bincode::config::standard())
                 .map(Bytes::from)
@@ -100,7 +102,10 @@ mod tests {
     #[test]
     fn json_without_payload_is_null() {
         assert_eq!(Codec::Json.decode::<Option<u8>>(b""), Ok(None));
-        assert_eq!(Codec::Json.decode::<u8>(b"{").unwrap_err().code, Code::InvalidArgument);
+        assert_eq!(
+            Codec::Json.decode::<u8>(b"{").unwrap_err().code,
+            Code::InvalidArgument
+        );
     }
 
     #[cfg(feature = "bincode")]
@@ -110,8 +115,14 @@ mod tests {
         let bytes = codec.encode(&"hello").unwrap();
         assert_eq!(codec.decode::<String>(&bytes), Ok("hello".to_owned()));
         let forged = [253, 255, 255, 255, 255, 255, 255, 255, 127];
-        assert_eq!(codec.decode::<String>(&forged).unwrap_err().code, Code::InvalidArgument);
+        assert_eq!(
+            codec.decode::<String>(&forged).unwrap_err().code,
+            Code::InvalidArgument
+        );
         let long = [bytes.as_ref(), b"x"].concat();
-        assert_eq!(codec.decode::<String>(&long).unwrap_err().code, Code::InvalidArgument);
+        assert_eq!(
+            codec.decode::<String>(&long).unwrap_err().code,
+            Code::InvalidArgument
+        );
     }
 }

@@ -45,13 +45,26 @@ impl Context {
     }
 
     pub(crate) fn with_attempt(envelope: Envelope, transport: &'static str, attempt: u32) -> Self {
-        let inner = Inner { envelope, transport, received_at: SystemTime::now(), attempt };
-        Self { inner: Arc::new(inner), extensions: Vec::new() }
+        let inner = Inner {
+            envelope,
+            transport,
+            received_at: SystemTime::now(),
+            attempt,
+        };
+        Self {
+            inner: Arc::new(inner),
+            extensions: Vec::new(),
+        }
     }
 
     /// The same message, tried once more.
     pub(crate) fn next_attempt(&self) -> Self {
-        let Inner { envelope, transport, attempt, .. } = &*self.inner;
+        let Inner {
+            envelope,
+            transport,
+            attempt,
+            ..
+        } = &*self.inner;
         Self::with_attempt(envelope.clone(), transport, attempt + 1)
     }
 
@@ -112,7 +125,8 @@ impl Context {
 
     /// How long the caller still waits; zero when its time is over.
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        self.deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Attaches a value for the layers and handlers behind this one, replacing one of its type.

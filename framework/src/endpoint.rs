@@ -54,42 +54,57 @@ impl Endpoint {
 }
 
 fn wrong_side(name: &str, verb: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("this half of the {name} transport cannot {verb}"))
+    Error::new(
+        ErrorKind::Config,
+        format!("this half of the {name} transport cannot {verb}"),
+    )
 }
 
 impl From<&str> for Endpoint {
     fn from(url: &str) -> Self {
-        Self { target: Target::Url(url.to_owned()) }
+        Self {
+            target: Target::Url(url.to_owned()),
+        }
     }
 }
 
 impl From<String> for Endpoint {
     fn from(url: String) -> Self {
-        Self { target: Target::Url(url) }
+        Self {
+            target: Target::Url(url),
+        }
     }
 }
 
 impl From<&String> for Endpoint {
     fn from(url: &String) -> Self {
-        Self { target: Target::Url(url.clone()) }
+        Self {
+            target: Target::Url(url.clone()),
+        }
     }
 }
 
 impl From<&Memory> for Endpoint {
     fn from(memory: &Memory) -> Self {
-        Self { target: Target::Memory(memory.clone()) }
+        Self {
+            target: Target::Memory(memory.clone()),
+        }
     }
 }
 
 impl From<Arc<dyn ServerTransport>> for Endpoint {
     fn from(server: Arc<dyn ServerTransport>) -> Self {
-        Self { target: Target::Server(server) }
+        Self {
+            target: Target::Server(server),
+        }
     }
 }
 
 impl From<Arc<dyn ClientTransport>> for Endpoint {
     fn from(client: Arc<dyn ClientTransport>) -> Self {
-        Self { target: Target::Client(client) }
+        Self {
+            target: Target::Client(client),
+        }
     }
 }
 

@@ -49,7 +49,11 @@ pub struct Envelope {
 impl Envelope {
     /// An envelope without headers or deadline.
     pub fn new(pattern: impl Into<ByteString>, payload: impl Into<Bytes>) -> Self {
-        Self { pattern: pattern.into(), payload: payload.into(), ..Self::default() }
+        Self {
+            pattern: pattern.into(),
+            payload: payload.into(),
+            ..Self::default()
+        }
     }
 }
 
@@ -64,7 +68,9 @@ pub struct Headers {
 impl Headers {
     /// No headers; allocates nothing.
     pub const fn new() -> Self {
-        Self { entries: Vec::new() }
+        Self {
+            entries: Vec::new(),
+        }
     }
 
     /// The value of `name`, if it is set.
@@ -74,7 +80,10 @@ impl Headers {
 
     /// The value of `name` as the cheaply cloned string it is stored as.
     pub fn get_shared(&self, name: &str) -> Option<&ByteString> {
-        self.entries.iter().find(|(key, _)| &**key == name).map(|(_, value)| value)
+        self.entries
+            .iter()
+            .find(|(key, _)| &**key == name)
+            .map(|(_, value)| value)
     }
 
     /// Sets `name`, replacing a value it had. The name is stored in lower case.
@@ -120,7 +129,9 @@ impl Headers {
 /// Names only: values may be credentials or personal data.
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(name, _)| name)).finish()
+        f.debug_list()
+            .entries(self.entries.iter().map(|(name, _)| name))
+            .finish()
     }
 }
 

@@ -101,7 +101,12 @@ macro_rules! constructors {
 impl RpcError {
     /// An error of the given kind.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: None, source: None }
+        Self {
+            code,
+            message: message.into(),
+            details: None,
+            source: None,
+        }
     }
 
     constructors! {
@@ -148,7 +153,9 @@ impl RpcError {
     pub fn to_bytes(&self) -> bytes::Bytes {
         match serde_json::to_vec(self) {
             Ok(bytes) => bytes.into(),
-            Err(_) => bytes::Bytes::from_static(br#"{"code":"INTERNAL","message":"internal error"}"#),
+            Err(_) => {
+                bytes::Bytes::from_static(br#"{"code":"INTERNAL","message":"internal error"}"#)
+            }
         }
     }
 
@@ -169,7 +176,9 @@ impl fmt::Display for RpcError {
 impl fmt::Debug for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("RpcError");
-        debug.field("code", &self.code).field("message", &self.message);
+        debug
+            .field("code", &self.code)
+            .field("message", &self.message);
         if let Some(details) = &self.details {
             debug.field("details", details);
         }
@@ -182,7 +191,9 @@ impl fmt::Debug for RpcError {
 
 impl error::Error for RpcError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn error::Error + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn error::Error + 'static))
     }
 }
 

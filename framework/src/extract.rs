@@ -42,7 +42,9 @@ pub struct Payload<T>(pub T);
 impl<T: DeserializeOwned> FromContext for Payload<T> {
     fn from_context(cx: &Context) -> Result<Self, RpcError> {
         let envelope = cx.envelope();
-        Codec::of(&envelope.headers)?.decode(&envelope.payload).map(Self)
+        Codec::of(&envelope.headers)?
+            .decode(&envelope.payload)
+            .map(Self)
     }
 }
 

@@ -62,7 +62,9 @@ pub struct Streaming<T> {
 impl<T> Streaming<T> {
     /// A reply made of the stream's values; an error ends it.
     pub fn new(stream: impl Stream<Item = Result<T, RpcError>> + Send + 'static) -> Self {
-        Self { inner: Box::pin(stream) }
+        Self {
+            inner: Box::pin(stream),
+        }
     }
 
     /// The next value, or `None` after the last.
@@ -200,7 +202,9 @@ fn encode_single<T: Serialize, E: Into<RpcError>>(
 }
 
 fn encode_stream<T: Serialize + Send + 'static>(values: Streaming<T>, codec: Codec) -> Reply {
-    Reply::Stream(Box::pin(values.map(move |item| item.and_then(|value| codec.encode(&value)))))
+    Reply::Stream(Box::pin(
+        values.map(move |item| item.and_then(|value| codec.encode(&value))),
+    ))
 }
 
 /// A function that answers a message: its contract `M` first, then extractors.

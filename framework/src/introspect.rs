@@ -71,7 +71,11 @@ pub struct Introspection {
 impl Introspection {
     /// For the service of this name and version, without checks.
     pub fn new(name: &'static str, version: &'static str) -> Self {
-        Self { name, version, checks: Vec::new() }
+        Self {
+            name,
+            version,
+            checks: Vec::new(),
+        }
     }
 
     /// Adds something without which the service cannot work.
@@ -81,22 +85,26 @@ impl Introspection {
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), RpcError>> + Send + 'static,
     {
-        self.checks.push((name, Arc::new(move || Box::pin(probe()))));
+        self.checks
+            .push((name, Arc::new(move || Box::pin(probe()))));
         self
     }
 
     /// The handlers.
     pub fn router(self) -> Router {
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started_at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let started_at = u64::try_from(started_at.as_millis()).unwrap_or_default();
         // Three short names per service, once per process: the router keeps them for ever anyway.
         let pattern = |verb: &str| -> &'static str { format!("{}.svc.{verb}", self.name).leak() };
         let Self { name, version, .. } = self;
         let checks = Arc::new(self.checks.clone());
         Router::new()
-            .message_at(pattern("ping"), |Payload(ping): Payload<serde_json::Value>| async move {
-                Ok::<_, RpcError>(ping)
-            })
+            .message_at(
+                pattern("ping"),
+                |Payload(ping): Payload<serde_json::Value>| async move { Ok::<_, RpcError>(ping) },
+            )
             .message_at(pattern("info"), move |cx: Context| async move {
                 Ok::<_, RpcError>(Info {
                     name: name.to_owned(),
@@ -122,14 +130,23 @@ async fn health(checks: &[(&'static str, Probe)]) -> Health {
             tracing::warn!(check = name, ?error, "not ready");
             error.message
         });
-        Check { name: (*name).to_owned(), error }
+        Check {
+            name: (*name).to_owned(),
+            error,
+        }
     }));
     let checks = checks.await;
-    Health { live: true, ready: checks.iter().all(|check| check.error.is_none()), checks }
+    Health {
+        live: true,
+        ready: checks.iter().all(|check| check.error.is_none()),
+        checks,
+    }
 }
 
 impl fmt::Debug for Introspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Introspection").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Introspection")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }

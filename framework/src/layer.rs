@@ -4,12 +4,7 @@ use std::{fmt, future::Future, sync::Arc};
 
 use tower::Layer;
 
-use crate::{
-    context::Context,
-    error::RpcError,
-    handler::Reply,
-    router::Route,
-};
+use crate::{context::Context, error::RpcError, handler::Reply, router::Route};
 
 /// A layer that may refuse a message before its handler sees it.
 ///
@@ -56,7 +51,9 @@ where
     F: Fn(Context, Next) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Reply, RpcError>> + Send + 'static,
 {
-    Intercept { wrap: Arc::new(move |cx, next| Box::pin(function(cx, next))) }
+    Intercept {
+        wrap: Arc::new(move |cx, next| Box::pin(function(cx, next))),
+    }
 }
 
 type Wrap = dyn Fn(Context, Next) -> crate::handler::BoxFuture<'static, Result<Reply, RpcError>>
@@ -74,7 +71,14 @@ impl Layer<Route> for Intercept {
 
     fn layer(&self, inner: Route) -> Route {
         let wrap = Arc::clone(&self.wrap);
-        Route::new(move |cx| wrap(cx, Next { route: inner.clone() }))
+        Route::new(move |cx| {
+            wrap(
+                cx,
+                Next {
+                    route: inner.clone(),
+                },
+            )
+        })
     }
 }
 

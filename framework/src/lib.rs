@@ -64,17 +64,17 @@ pub use self::{
     codec::Codec,
     context::Context,
     contract::{Event, Guarantee, Many, Message, Shape, Single},
+    endpoint::{Endpoint, Endpoints},
     envelope::{Envelope, Headers, header},
     error::{Code, RpcError},
     extract::{FromContext, Payload},
     handler::{
-        Answer, BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply, MessageHandler,
-        Reply, Streaming,
+        Answer, BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply,
+        MessageHandler, Reply, Streaming,
     },
     introspect::{Check, Health, Info, Introspection},
     layer::{Intercept, Next, guard, intercept},
     router::{Controller, Route, Router},
-    endpoint::{Endpoint, Endpoints},
     server::{Running, Server, StartError},
 };
 

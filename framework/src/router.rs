@@ -32,7 +32,9 @@ impl Route {
         + Sync
         + 'static,
     ) -> Self {
-        Self { call: Arc::new(function) }
+        Self {
+            call: Arc::new(function),
+        }
     }
 
     pub(crate) fn run(&self, cx: Context) -> BoxFuture<'static, Result<Reply, RpcError>> {
@@ -171,7 +173,12 @@ impl Router {
         idempotent: bool,
         handler: H,
     ) -> Self {
-        self.add_message(pattern, Route::new(move |cx| handler.call(cx)), idempotent, None)
+        self.add_message(
+            pattern,
+            Route::new(move |cx| handler.call(cx)),
+            idempotent,
+            None,
+        )
     }
 
     /// Adds a handler of an event; its pattern is that of its first argument's contract.
@@ -239,7 +246,11 @@ impl Router {
             + 'static,
     {
         let messages = self.messages.values_mut().map(|message| &mut message.route);
-        let events = self.events.values_mut().flatten().map(|event| &mut event.route);
+        let events = self
+            .events
+            .values_mut()
+            .flatten()
+            .map(|event| &mut event.route);
         for route in messages.chain(events) {
             *route = route.clone().layered(&layer);
         }
@@ -255,7 +266,15 @@ impl Router {
         many: Option<bool>,
     ) -> Self {
         let caller = Location::caller();
-        self.insert_message(pattern, MessageRoute { route, idempotent, many, caller });
+        self.insert_message(
+            pattern,
+            MessageRoute {
+                route,
+                idempotent,
+                many,
+                caller,
+            },
+        );
         self
     }
 
@@ -275,7 +294,11 @@ impl Router {
     #[track_caller]
     fn add_event(mut self, pattern: &'static str, route: Route, needs: Guarantee) -> Self {
         let caller = Location::caller();
-        self.events.entry(pattern).or_default().push(EventRoute { route, needs, caller });
+        self.events.entry(pattern).or_default().push(EventRoute {
+            route,
+            needs,
+            caller,
+        });
         self
     }
 
@@ -288,11 +311,15 @@ impl Router {
     }
 
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&'static str, &MessageRoute)> {
-        self.messages.iter().map(|(pattern, route)| (*pattern, route))
+        self.messages
+            .iter()
+            .map(|(pattern, route)| (*pattern, route))
     }
 
     pub(crate) fn events(&self) -> impl Iterator<Item = (&'static str, &[EventRoute])> {
-        self.events.iter().map(|(pattern, routes)| (*pattern, routes.as_slice()))
+        self.events
+            .iter()
+            .map(|(pattern, routes)| (*pattern, routes.as_slice()))
     }
 }
 

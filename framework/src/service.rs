@@ -17,7 +17,13 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// Where to listen for messages; repeat it, or separate several by spaces.
-    #[arg(long, env = "LISTEN", value_name = "URL", required = true, value_delimiter = ' ')]
+    #[arg(
+        long,
+        env = "LISTEN",
+        value_name = "URL",
+        required = true,
+        value_delimiter = ' '
+    )]
     pub listen: Vec<String>,
     /// The bus that events arrive by and leave on; the listen URLs when absent.
     #[arg(long, env = "EVENTS", value_name = "URL", value_delimiter = ' ')]
@@ -38,7 +44,9 @@ impl Config {
 
     /// A server with these URLs.
     pub fn server(&self, name: &str, router: Router) -> Server {
-        let server = Server::new(name, router).listen(&self.listen).events(&self.events);
+        let server = Server::new(name, router)
+            .listen(&self.listen)
+            .events(&self.events);
         match &self.instance {
             Some(instance) => server.instance(instance),
             None => server,
@@ -59,7 +67,11 @@ impl Config {
     /// # Errors
     /// When it cannot be reached.
     pub async fn bus(&self, name: &str) -> Result<Client, Error> {
-        let url = self.events.first().or(self.listen.first()).map_or("", String::as_str);
+        let url = self
+            .events
+            .first()
+            .or(self.listen.first())
+            .map_or("", String::as_str);
         self.client(name, url).build().await
     }
 
@@ -78,7 +90,9 @@ impl Config {
 pub fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_ansi(colours).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(colours)
+        .with_writer(std::io::stderr);
     subscriber.with_env_filter(filter).init();
 }
 

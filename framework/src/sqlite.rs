@@ -61,7 +61,10 @@ pub async fn open(path: impl AsRef<Path>) -> Result<SqlitePool, sqlx::Error> {
         .synchronous(SqliteSynchronous::Normal)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5));
-    SqlitePoolOptions::new().max_connections(8).connect_with(options).await
+    SqlitePoolOptions::new()
+        .max_connections(8)
+        .connect_with(options)
+        .await
 }
 
 /// Opens a database in memory, with one connection: for tests and for a whole system in one process.
@@ -69,7 +72,9 @@ pub async fn open(path: impl AsRef<Path>) -> Result<SqlitePool, sqlx::Error> {
 /// # Errors
 /// When SQLite cannot.
 pub async fn open_in_memory() -> Result<SqlitePool, sqlx::Error> {
-    let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
+    let options = SqliteConnectOptions::new()
+        .in_memory(true)
+        .foreign_keys(true);
     SqlitePoolOptions::new()
         .min_connections(1)
         .max_connections(1)
@@ -143,7 +148,10 @@ impl Outbox {
         ] {
             sqlx::query(statement).execute(&pool).await?;
         }
-        Ok(Self { pool, added: Arc::default() })
+        Ok(Self {
+            pool,
+            added: Arc::default(),
+        })
     }
 
     /// Adds an event to the caller's transaction. It keeps the trace and the actor of the message
@@ -197,7 +205,11 @@ impl Outbox {
             .fetch_one(&self.pool)
             .await?;
         let (count, oldest): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-        let age = if count == 0 { 0 } else { millis_since_epoch().saturating_sub(oldest) };
+        let age = if count == 0 {
+            0
+        } else {
+            millis_since_epoch().saturating_sub(oldest)
+        };
         let millis = |value: i64| u64::try_from(value).unwrap_or_default();
         Ok((millis(count), Duration::from_millis(millis(age))))
     }
@@ -206,7 +218,9 @@ impl Outbox {
     /// again until the bus has acknowledged.
     pub fn relay(&self, bus: Client) -> Relay {
         let outbox = self.clone();
-        Relay { _task: Task::spawn(async move { outbox.publish_all(bus).await }) }
+        Relay {
+            _task: Task::spawn(async move { outbox.publish_all(bus).await }),
+        }
     }
 
     async fn publish_all(self, bus: Client) {
@@ -256,7 +270,10 @@ impl Outbox {
         let mut lanes: HashMap<String, Vec<Stored>> = HashMap::new();
         for row in rows {
             let stored = Stored::read(&row)?;
-            let lane = stored.key.clone().unwrap_or_else(|| stored.event_id.clone());
+            let lane = stored
+                .key
+                .clone()
+                .unwrap_or_else(|| stored.event_id.clone());
             lanes.entry(lane).or_default().push(stored);
         }
         let results = join_all(lanes.into_values().map(|lane| publish_lane(bus, lane))).await;
@@ -336,7 +353,9 @@ impl Stored {
 }
 
 fn backoff(failures: u32) -> Duration {
-    let delay = Duration::from_millis(100).saturating_mul(1 << failures.min(6)).min(MOST_BACKOFF);
+    let delay = Duration::from_millis(100)
+        .saturating_mul(1 << failures.min(6))
+        .min(MOST_BACKOFF);
     delay.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
@@ -364,14 +383,17 @@ impl Inbox {
         handler: &str,
         cx: &Context,
     ) -> Result<bool, sqlx::Error> {
-        let Some(event_id) = event_id(cx.headers()) else { return Ok(true) };
-        let inserted =
-            sqlx::query("INSERT OR IGNORE INTO inbox (handler, event_id, handled_at) VALUES (?, ?, ?)")
-                .bind(handler)
-                .bind(event_id)
-                .bind(millis_since_epoch())
-                .execute(tx)
-                .await?;
+        let Some(event_id) = event_id(cx.headers()) else {
+            return Ok(true);
+        };
+        let inserted = sqlx::query(
+            "INSERT OR IGNORE INTO inbox (handler, event_id, handled_at) VALUES (?, ?, ?)",
+        )
+        .bind(handler)
+        .bind(event_id)
+        .bind(millis_since_epoch())
+        .execute(tx)
+        .await?;
         Ok(inserted.rows_affected() == 1)
     }
 
@@ -390,7 +412,9 @@ fn event_id(headers: &Headers) -> Option<&str> {
 }
 
 fn millis_since_epoch() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -423,7 +447,16 @@ mod tests {
 
     async fn add(pool: &SqlitePool, outbox: &Outbox, key: &str, number: u32) {
         let mut tx = pool.begin().await.unwrap();
-        outbox.add(&mut tx, &Counted { key: key.to_owned(), number }).await.unwrap();
+        outbox
+            .add(
+                &mut tx,
+                &Counted {
+                    key: key.to_owned(),
+                    number,
+                },
+            )
+            .await
+            .unwrap();
         outbox.commit(tx).await.unwrap();
     }
 
@@ -431,7 +464,13 @@ mod tests {
     async fn events_go_out_in_order_for_each_key_and_leave_the_table() {
         let (pool, outbox) = outbox().await;
         for number in 0..20 {
-            add(&pool, &outbox, if number % 2 == 0 { "even" } else { "odd" }, number).await;
+            add(
+                &pool,
+                &outbox,
+                if number % 2 == 0 { "even" } else { "odd" },
+                number,
+            )
+            .await;
         }
         assert_eq!(outbox.lag().await.unwrap().0, 20);
 
@@ -439,9 +478,18 @@ mod tests {
         let (sender, mut seen) = mpsc::channel(64);
         let router = Router::new().event(move |event: Counted| {
             let sender = sender.clone();
-            async move { sender.send(event).await.map_err(|_| RpcError::unavailable("test over")) }
+            async move {
+                sender
+                    .send(event)
+                    .await
+                    .map_err(|_| RpcError::unavailable("test over"))
+            }
         });
-        let _server = Server::new("test", router).listen(&memory).start().await.unwrap();
+        let _server = Server::new("test", router)
+            .listen(&memory)
+            .start()
+            .await
+            .unwrap();
         let _relay = outbox.relay(Client::connect(&memory).await.unwrap());
 
         let mut last: HashMap<String, u32> = HashMap::new();
@@ -464,7 +512,16 @@ mod tests {
 
         let mut tx = pool.begin().await.unwrap();
         assert!(Inbox::is_new(&mut tx, "h", &cx).await.unwrap());
-        outbox.add(&mut tx, &Counted { key: "k".to_owned(), number: 1 }).await.unwrap();
+        outbox
+            .add(
+                &mut tx,
+                &Counted {
+                    key: "k".to_owned(),
+                    number: 1,
+                },
+            )
+            .await
+            .unwrap();
         tx.rollback().await.unwrap();
         assert_eq!(outbox.lag().await.unwrap().0, 0);
 

@@ -129,10 +129,19 @@ pub fn read(path: &Path) -> anyhow::Result<Retail> {
 fn parse(text: impl Read) -> anyhow::Result<Retail> {
     let mut reader = csv::Reader::from_reader(text);
     let headers = reader.headers().context("read the header")?;
-    for name in
-        ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID"]
-    {
-        anyhow::ensure!(headers.iter().any(|header| header == name), "the file has no column {name}");
+    for name in [
+        "InvoiceNo",
+        "StockCode",
+        "Description",
+        "Quantity",
+        "InvoiceDate",
+        "UnitPrice",
+        "CustomerID",
+    ] {
+        anyhow::ensure!(
+            headers.iter().any(|header| header == name),
+            "the file has no column {name}"
+        );
     }
     let mut retail = Retail::default();
     let mut by_number: HashMap<String, usize> = HashMap::new();
@@ -174,14 +183,29 @@ fn parse(text: impl Read) -> anyhow::Result<Retail> {
         let goods = retail.products.entry(sale.sku.clone()).or_default();
         goods.name.clone_from(&sale.name);
         *goods.prices.entry(sale.price).or_default() += 1;
-        let index = *by_number.entry(record.invoice_no.clone()).or_insert_with(|| {
-            let (number, customer) = (record.invoice_no.clone(), customer.clone());
-            retail.invoices.push(Invoice { number, customer, at: sale.at, lines: Vec::new() });
-            retail.invoices.len() - 1
-        });
-        bought.entry((customer, sale.sku.clone())).or_default().push(index);
+        let index = *by_number
+            .entry(record.invoice_no.clone())
+            .or_insert_with(|| {
+                let (number, customer) = (record.invoice_no.clone(), customer.clone());
+                retail.invoices.push(Invoice {
+                    number,
+                    customer,
+                    at: sale.at,
+                    lines: Vec::new(),
+                });
+                retail.invoices.len() - 1
+            });
+        bought
+            .entry((customer, sale.sku.clone()))
+            .or_default()
+            .push(index);
         let qty = u32::try_from(sale.quantity).unwrap_or(u32::MAX);
-        retail.invoices[index].lines.push(Line { sku: sale.sku, qty, price: sale.price, returned: 0 });
+        retail.invoices[index].lines.push(Line {
+            sku: sale.sku,
+            qty,
+            price: sale.price,
+            returned: 0,
+        });
     }
     Ok(retail)
 }
@@ -208,7 +232,13 @@ impl Record {
         let at = timestamp(&self.invoice_date)
             .ok_or_else(|| format!("{:?} is not a time", self.invoice_date))?;
         let sku = self.stock_code.to_uppercase();
-        Ok(Sale { sku, name: name.to_owned(), quantity: self.quantity, price, at })
+        Ok(Sale {
+            sku,
+            name: name.to_owned(),
+            quantity: self.quantity,
+            price,
+            at,
+        })
     }
 }
 
@@ -220,12 +250,20 @@ fn minor_units(text: &str) -> Option<i64> {
         1 => cents.parse::<u8>().ok()? * 10,
         2 => cents.parse().ok()?,
         // Tenths of a penny occur; they are cut off.
-        _ => cents.get(..2).filter(|_| cents.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?,
+        _ => cents
+            .get(..2)
+            .filter(|_| cents.bytes().all(|b| b.is_ascii_digit()))?
+            .parse()
+            .ok()?,
     };
     if !whole.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(i64::from(cents))
+    whole
+        .parse::<i64>()
+        .ok()?
+        .checked_mul(100)?
+        .checked_add(i64::from(cents))
 }
 
 /// `2010-12-01 08:26:00`, UTC.
@@ -249,7 +287,11 @@ impl Retail {
     fn give_back(&mut self, invoices: &[usize], sale: &Sale) {
         let mut left = u32::try_from(sale.quantity.unsigned_abs()).unwrap_or(u32::MAX);
         for index in invoices.iter().rev() {
-            for line in self.invoices[*index].lines.iter_mut().filter(|line| line.sku == sale.sku) {
+            for line in self.invoices[*index]
+                .lines
+                .iter_mut()
+                .filter(|line| line.sku == sale.sku)
+            {
                 let back = left.min(line.qty - line.returned);
                 line.returned += back;
                 left -= back;
@@ -266,10 +308,17 @@ impl Retail {
         (self.products.len(), self.invoices.len())
     }
 
-    fn products(&self, category: contracts::CategoryId, currency: Currency) -> Vec<ImportedProduct> {
+    fn products(
+        &self,
+        category: contracts::CategoryId,
+        currency: Currency,
+    ) -> Vec<ImportedProduct> {
         let product = |(sku, goods): (&String, &Goods)| {
             // The price it was sold at most often; the lower of two.
-            let usual = goods.prices.iter().max_by_key(|(price, count)| (**count, -**price));
+            let usual = goods
+                .prices
+                .iter()
+                .max_by_key(|(price, count)| (**count, -**price));
             let net = Money::new(usual.map_or(0, |(price, _)| *price), currency);
             let draft = ProductDraft {
                 sku: sku.clone(),
@@ -284,7 +333,10 @@ impl Retail {
                 attributes: BTreeMap::new(),
                 status: ProductStatus::Active,
             };
-            ImportedProduct { draft, on_hand: ON_HAND }
+            ImportedProduct {
+                draft,
+                on_hand: ON_HAND,
+            }
         };
         self.products.iter().map(product).collect()
     }
@@ -294,9 +346,12 @@ impl Retail {
         let mut orders: Vec<ImportedOrder> = Vec::new();
         let mut lines = 0;
         for invoice in &self.invoices {
-            let is_full = orders.len() >= ORDERS_PER_BATCH || lines + invoice.lines.len() > LINES_PER_BATCH;
+            let is_full =
+                orders.len() >= ORDERS_PER_BATCH || lines + invoice.lines.len() > LINES_PER_BATCH;
             if is_full && !orders.is_empty() {
-                batches.push(ImportOrders { orders: std::mem::take(&mut orders) });
+                batches.push(ImportOrders {
+                    orders: std::mem::take(&mut orders),
+                });
                 lines = 0;
             }
             lines += invoice.lines.len();
@@ -312,7 +367,10 @@ impl Retail {
         let line = |line: &Line| ImportedLine {
             product_id: ProductId::derive(&line.sku),
             sku: line.sku.clone(),
-            name: self.products.get(&line.sku).map_or_else(String::new, |goods| goods.name.clone()),
+            name: self
+                .products
+                .get(&line.sku)
+                .map_or_else(String::new, |goods| goods.name.clone()),
             qty: line.qty,
             unit_net: line.price,
             returned: line.returned,
@@ -341,15 +399,22 @@ pub async fn send(
     let currency = Currency::default();
     let mut done = Done::load(state)?;
     let name = "Gift shop".to_owned();
-    let category = product.send(CreateCategory { name, parent: None }).await.context("add category")?;
+    let category = product
+        .send(CreateCategory { name, parent: None })
+        .await
+        .context("add category")?;
     let products = retail.products(category.id, currency);
     let batches: Vec<_> = products
         .chunks(PRODUCTS_PER_BATCH)
-        .map(|chunk| ImportProducts { products: chunk.to_vec() })
+        .map(|chunk| ImportProducts {
+            products: chunk.to_vec(),
+        })
         .collect();
-    done.run("products", batches, async |batch| product.send(batch).await).await?;
+    done.run("products", batches, async |batch| product.send(batch).await)
+        .await?;
     let batches = retail.order_batches(currency);
-    done.run("orders", batches, async |batch| order.send(batch).await).await
+    done.run("orders", batches, async |batch| order.send(batch).await)
+        .await
 }
 
 /// How many batches of each kind have been taken over.
@@ -366,7 +431,10 @@ impl Done {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        Ok(Self { path: path.to_owned(), counts })
+        Ok(Self {
+            path: path.to_owned(),
+            counts,
+        })
     }
 
     fn save(&self) -> anyhow::Result<()> {
@@ -391,10 +459,18 @@ impl Done {
         let total = batches.len();
         let skipped = self.counts.get(what).copied().unwrap_or(0).min(total);
         let started = Instant::now();
-        let attempts = batches.into_iter().skip(skipped).map(|batch| persist(batch, &send));
+        let attempts = batches
+            .into_iter()
+            .skip(skipped)
+            .map(|batch| persist(batch, &send));
         let mut sent = stream::iter(attempts).buffered(AT_ONCE);
         let mut count = skipped;
-        while sent.try_next().await.with_context(|| format!("import {what}"))?.is_some() {
+        while sent
+            .try_next()
+            .await
+            .with_context(|| format!("import {what}"))?
+            .is_some()
+        {
             count += 1;
             self.counts.insert(what.to_owned(), count);
             self.save()?;
@@ -433,7 +509,8 @@ async fn persist<B: Clone, R>(
 mod tests {
     use super::*;
 
-    const HEADER: &str = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n";
+    const HEADER: &str =
+        "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n";
 
     fn retail(lines: &[&str]) -> Retail {
         parse(format!("{HEADER}{}\n", lines.join("\n")).as_bytes()).unwrap()
@@ -452,11 +529,21 @@ mod tests {
             "536369,71053,LANTERN,1,yesterday,1.00,17850,France",
             "536370,71053,LANTERN,1,2010-12-03 08:26:00,3.4,,France",
         ]);
-        let Report { lines, sales, returns, unmatched_returns, not_goods, bad, bad_lines } =
-            &retail.report;
+        let Report {
+            lines,
+            sales,
+            returns,
+            unmatched_returns,
+            not_goods,
+            bad,
+            bad_lines,
+        } = &retail.report;
         assert_eq!((*lines, *sales, *not_goods, *bad), (9, 3, 1, 3));
         assert_eq!((*returns, *unmatched_returns), (1, 1));
-        assert_eq!(bad_lines.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(
+            bad_lines.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
+            [7, 8, 9]
+        );
         assert_eq!(retail.size(), (2, 2));
         assert_eq!(retail.invoices[0].lines[0].returned, 2);
         let batch = &retail.order_batches(Currency::EUR)[0].orders;
@@ -466,8 +553,21 @@ mod tests {
 
     #[test]
     fn prices_are_read_without_floats() {
-        for (text, price) in [("2.55", Some(255)), ("0.29", Some(29)), ("3.4", Some(340)), ("7", Some(700)), ("-1.00", None), ("1.x9", None), ("", None), ("0.001", Some(0))] {
-            assert_eq!(minor_units(text).filter(|_| !text.is_empty()), price, "{text}");
+        for (text, price) in [
+            ("2.55", Some(255)),
+            ("0.29", Some(29)),
+            ("3.4", Some(340)),
+            ("7", Some(700)),
+            ("-1.00", None),
+            ("1.x9", None),
+            ("", None),
+            ("0.001", Some(0)),
+        ] {
+            assert_eq!(
+                minor_units(text).filter(|_| !text.is_empty()),
+                price,
+                "{text}"
+            );
         }
     }
 
@@ -475,7 +575,12 @@ mod tests {
     fn batches_are_bounded_by_orders_and_by_lines() {
         let mut retail = Retail::default();
         for number in 0..250 {
-            let lines = (0..20).map(|sku| Line { sku: format!("{sku:05}"), qty: 1, price: 1, returned: 0 });
+            let lines = (0..20).map(|sku| Line {
+                sku: format!("{sku:05}"),
+                qty: 1,
+                price: 1,
+                returned: 0,
+            });
             retail.invoices.push(Invoice {
                 number: number.to_string(),
                 customer: "c".to_owned(),
@@ -484,7 +589,13 @@ mod tests {
             });
         }
         let batches = retail.order_batches(Currency::EUR);
-        assert_eq!(batches.iter().map(|batch| batch.orders.len()).sum::<usize>(), 250);
+        assert_eq!(
+            batches
+                .iter()
+                .map(|batch| batch.orders.len())
+                .sum::<usize>(),
+            250
+        );
         assert!(batches.iter().all(|batch| batch.orders.len() <= 75));
     }
 
@@ -493,10 +604,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         let mut done = Done::load(&path).unwrap();
-        let first = done.run("things", vec![1, 2, 3, 4, 5, 6], async |batch| match batch {
-            4 => Err(RpcError::invalid_argument("no")),
-            other => Ok(other),
-        });
+        let first = done.run(
+            "things",
+            vec![1, 2, 3, 4, 5, 6],
+            async |batch| match batch {
+                4 => Err(RpcError::invalid_argument("no")),
+                other => Ok(other),
+            },
+        );
         assert!(first.await.is_err());
         let seen = std::sync::Mutex::new(Vec::new());
         let mut done = Done::load(&path).unwrap();

@@ -48,7 +48,10 @@ impl Layout {
 
     pub(crate) async fn client(&self, endpoint: &Endpoint) -> anyhow::Result<Client> {
         let instance = uuid::Uuid::new_v4().simple().to_string();
-        let client = Client::builder(endpoint).identity("shop", instance).build().await;
+        let client = Client::builder(endpoint)
+            .identity("shop", instance)
+            .build()
+            .await;
         client.with_context(|| format!("connect to {endpoint}"))
     }
 
@@ -69,17 +72,26 @@ impl Layout {
         router: Router,
         endpoint: &Endpoint,
     ) -> anyhow::Result<Started> {
-        let running =
-            Server::new(name, router).listen(endpoint).events(&self.events).start().await?;
+        let running = Server::new(name, router)
+            .listen(endpoint)
+            .events(&self.events)
+            .start()
+            .await?;
         // A port of its own choice is known only now.
         let is_peer = running.address().starts_with("tcp:");
-        let endpoint = if is_peer { running.address().into() } else { endpoint.clone() };
+        let endpoint = if is_peer {
+            running.address().into()
+        } else {
+            endpoint.clone()
+        };
         Ok(Started { running, endpoint })
     }
 
     /// The key that card tokens are sealed with: kept beside the data, or made for this run.
     pub(crate) fn seal_key(&self) -> anyhow::Result<Secret> {
-        let Some(folder) = &self.data else { return Ok(new_key()) };
+        let Some(folder) = &self.data else {
+            return Ok(new_key());
+        };
         let path = folder.join("seal.key");
         match fs::read_to_string(&path) {
             Ok(key) => Ok(Secret::new(key.trim())),

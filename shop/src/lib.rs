@@ -13,10 +13,7 @@ use anyhow::Context as _;
 use gateway::Clients;
 use nestling::{Endpoint, Running};
 
-pub use self::{
-    layout::Layout,
-    staff::Staff,
-};
+pub use self::{layout::Layout, staff::Staff};
 
 /// Every service, running.
 pub struct Shop {
@@ -41,7 +38,10 @@ impl Shop {
     /// # Errors
     /// When a database or a transport cannot be opened.
     pub async fn start(layout: &Layout) -> anyhow::Result<Self> {
-        let bus = layout.client(&layout.events).await.context("connect to the bus")?;
+        let bus = layout
+            .client(&layout.events)
+            .await
+            .context("connect to the bus")?;
         let mut servers = Vec::new();
         let mut background: Vec<Box<dyn Any + Send>> = Vec::new();
         let mut keep = |started: Started, tasks: Box<dyn Any + Send>| {
@@ -50,7 +50,10 @@ impl Shop {
             started.endpoint
         };
 
-        let deps = product::Deps { pool: layout.database("product").await?, bus: bus.clone() };
+        let deps = product::Deps {
+            pool: layout.database("product").await?,
+            bus: bus.clone(),
+        };
         let app = product::start(deps).await?;
         let started = layout.serve("product", app.router, &layout.product).await?;
         let product = keep(started, Box::new(app.background));
@@ -78,18 +81,27 @@ impl Shop {
 
         let pool = layout.database("user").await?;
         let app = user::start(user::Deps::new(pool.clone(), bus.clone())).await?;
-        user::seed_demo(&pool).await.context("make the demo logins")?;
+        user::seed_demo(&pool)
+            .await
+            .context("make the demo logins")?;
         let started = layout.serve("user", app.router, &layout.user).await?;
         let user = keep(started, Box::new(app.background));
 
-        let deps = review::Deps { pool: layout.database("review").await?, bus: bus.clone() };
+        let deps = review::Deps {
+            pool: layout.database("review").await?,
+            bus: bus.clone(),
+        };
         let app = review::start(deps).await?;
         let started = layout.serve("review", app.router, &layout.review).await?;
         let review = keep(started, Box::new(app.background));
 
-        let deps = recommendation::Deps { pool: layout.database("recommendation").await? };
+        let deps = recommendation::Deps {
+            pool: layout.database("recommendation").await?,
+        };
         let app = recommendation::start(deps).await?;
-        let started = layout.serve("recommendation", app.router, &layout.recommendation).await?;
+        let started = layout
+            .serve("recommendation", app.router, &layout.recommendation)
+            .await?;
         let recommendation = keep(started, Box::new(app.background));
 
         let clients = Clients {
@@ -100,12 +112,21 @@ impl Shop {
             review: layout.client(&review).await?,
             recommendation: layout.client(&recommendation).await?,
         };
-        Ok(Self { clients, product, servers, background })
+        Ok(Self {
+            clients,
+            product,
+            servers,
+            background,
+        })
     }
 
     /// Drains every service, those that call others first.
     pub async fn shutdown(self) {
-        let Self { servers, background, .. } = self;
+        let Self {
+            servers,
+            background,
+            ..
+        } = self;
         for server in servers.into_iter().rev() {
             server.shutdown().await;
         }
@@ -115,6 +136,8 @@ impl Shop {
 
 impl fmt::Debug for Shop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shop").field("servers", &self.servers).finish_non_exhaustive()
+        f.debug_struct("Shop")
+            .field("servers", &self.servers)
+            .finish_non_exhaustive()
     }
 }

@@ -67,28 +67,42 @@ async fn main() -> anyhow::Result<()> {
     nestling::service::init_logging();
     match Args::parse().command {
         Command::Dev { bind, data } => dev(bind, data).await,
-        Command::Seed { profile: Profile::Demo, peers } => {
+        Command::Seed {
+            profile: Profile::Demo,
+            peers,
+        } => {
             let product = Staff::connect(&peers.product).await?;
             let imported = seed::catalogue(&product).await?;
-            println!("catalogue: {} products added, {} known", imported.added, imported.known);
+            println!(
+                "catalogue: {} products added, {} known",
+                imported.added, imported.known
+            );
             product.close().await;
             print_logins();
             Ok(())
         }
-        Command::Import { source: Source::OnlineRetail { file, state, peers } } => {
-            online_retail(&file, &state, &peers).await
-        }
+        Command::Import {
+            source: Source::OnlineRetail { file, state, peers },
+        } => online_retail(&file, &state, &peers).await,
     }
 }
 
 async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
     let memory = Memory::new();
-    let shop = Shop::start(&Layout { data, ..Layout::new(&memory, &memory) }).await?;
+    let shop = Shop::start(&Layout {
+        data,
+        ..Layout::new(&memory, &memory)
+    })
+    .await?;
     seed::catalogue(&Staff::connect(&shop.product).await?).await?;
-    let listener = TcpListener::bind(bind).await.with_context(|| format!("listen on {bind}"))?;
+    let listener = TcpListener::bind(bind)
+        .await
+        .with_context(|| format!("listen on {bind}"))?;
     println!("shop: http://{}", listener.local_addr()?);
     print_logins();
-    println!("card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline");
+    println!(
+        "card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline"
+    );
     let stop = async {
         if let Err(error) = terminated().await {
             tracing::error!(%error, "signals cannot be waited for");
@@ -101,17 +115,27 @@ async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
 
 fn print_logins() {
     for account in user::DEMO_ACCOUNTS {
-        let role = account.roles.last().map_or("customer", |role| role.as_str());
+        let role = account
+            .roles
+            .last()
+            .map_or("customer", |role| role.as_str());
         println!("login: {role} {} {}", account.email, account.password);
     }
 }
 
-async fn online_retail(file: &std::path::Path, state: &std::path::Path, peers: &Urls) -> anyhow::Result<()> {
+async fn online_retail(
+    file: &std::path::Path,
+    state: &std::path::Path,
+    peers: &Urls,
+) -> anyhow::Result<()> {
     eprintln!("reading {}", file.display());
     let retail = import::read(file)?;
     let (products, orders) = retail.size();
     let report = &retail.report;
-    println!("{} lines: {} sales of {products} products in {orders} orders", report.lines, report.sales);
+    println!(
+        "{} lines: {} sales of {products} products in {orders} orders",
+        report.lines, report.sales
+    );
     println!(
         "{} returns, {} returns of nothing we know, {} lines that are no goods, {} bad lines",
         report.returns, report.unmatched_returns, report.not_goods, report.bad

@@ -22,32 +22,123 @@ struct Shelf {
     fulfilment: Fulfilment,
 }
 
-const fn shelf(name: &'static str, nouns: [&'static str; 5], prices: std::ops::Range<i64>) -> Shelf {
-    Shelf { name, nouns, prices, fulfilment: Fulfilment::Physical }
+const fn shelf(
+    name: &'static str,
+    nouns: [&'static str; 5],
+    prices: std::ops::Range<i64>,
+) -> Shelf {
+    Shelf {
+        name,
+        nouns,
+        prices,
+        fulfilment: Fulfilment::Physical,
+    }
 }
 
-const fn download(name: &'static str, nouns: [&'static str; 5], prices: std::ops::Range<i64>) -> Shelf {
-    Shelf { name, nouns, prices, fulfilment: Fulfilment::Digital }
+const fn download(
+    name: &'static str,
+    nouns: [&'static str; 5],
+    prices: std::ops::Range<i64>,
+) -> Shelf {
+    Shelf {
+        name,
+        nouns,
+        prices,
+        fulfilment: Fulfilment::Digital,
+    }
 }
 
 const SHELVES: [Shelf; 12] = [
-    shelf("Kitchen", ["Kettle", "Skillet", "Whisk", "Colander", "Bread Knife"], 900..9_000),
-    shelf("Tableware", ["Mug", "Plate", "Bowl", "Carafe", "Egg Cup"], 400..3_500),
-    shelf("Garden", ["Trowel", "Watering Can", "Planter", "Bird Feeder", "Lantern"], 700..6_000),
-    shelf("Office", ["Notebook", "Fountain Pen", "Desk Lamp", "Ruler", "Letter Tray"], 300..7_500),
-    shelf("Toys", ["Puzzle", "Kite", "Spinning Top", "Train", "Puppet"], 500..4_500),
-    shelf("Textiles", ["Blanket", "Towel", "Apron", "Cushion", "Scarf"], 900..8_000),
-    shelf("Travel", ["Rucksack", "Flask", "Umbrella", "Hammock", "Torch"], 1_200..12_000),
-    shelf("Games", ["Card Game", "Dice Set", "Chess Board", "Domino", "Marble Run"], 600..6_500),
-    shelf("Tools", ["Hammer", "Spirit Level", "Chisel", "Tape Measure", "Plane"], 800..9_500),
-    shelf("Bath", ["Soap", "Brush", "Sponge", "Bath Salt", "Mirror"], 250..4_000),
-    download("E-books", ["Cookbook", "Field Guide", "Atlas", "Almanac", "Primer"], 300..2_500),
-    download("Sheet Music", ["Sonata", "Waltz", "Étude", "March", "Nocturne"], 200..1_500),
+    shelf(
+        "Kitchen",
+        ["Kettle", "Skillet", "Whisk", "Colander", "Bread Knife"],
+        900..9_000,
+    ),
+    shelf(
+        "Tableware",
+        ["Mug", "Plate", "Bowl", "Carafe", "Egg Cup"],
+        400..3_500,
+    ),
+    shelf(
+        "Garden",
+        [
+            "Trowel",
+            "Watering Can",
+            "Planter",
+            "Bird Feeder",
+            "Lantern",
+        ],
+        700..6_000,
+    ),
+    shelf(
+        "Office",
+        [
+            "Notebook",
+            "Fountain Pen",
+            "Desk Lamp",
+            "Ruler",
+            "Letter Tray",
+        ],
+        300..7_500,
+    ),
+    shelf(
+        "Toys",
+        ["Puzzle", "Kite", "Spinning Top", "Train", "Puppet"],
+        500..4_500,
+    ),
+    shelf(
+        "Textiles",
+        ["Blanket", "Towel", "Apron", "Cushion", "Scarf"],
+        900..8_000,
+    ),
+    shelf(
+        "Travel",
+        ["Rucksack", "Flask", "Umbrella", "Hammock", "Torch"],
+        1_200..12_000,
+    ),
+    shelf(
+        "Games",
+        [
+            "Card Game",
+            "Dice Set",
+            "Chess Board",
+            "Domino",
+            "Marble Run",
+        ],
+        600..6_500,
+    ),
+    shelf(
+        "Tools",
+        ["Hammer", "Spirit Level", "Chisel", "Tape Measure", "Plane"],
+        800..9_500,
+    ),
+    shelf(
+        "Bath",
+        ["Soap", "Brush", "Sponge", "Bath Salt", "Mirror"],
+        250..4_000,
+    ),
+    download(
+        "E-books",
+        ["Cookbook", "Field Guide", "Atlas", "Almanac", "Primer"],
+        300..2_500,
+    ),
+    download(
+        "Sheet Music",
+        ["Sonata", "Waltz", "Étude", "March", "Nocturne"],
+        200..1_500,
+    ),
 ];
 
 const MANNERS: [&str; 4] = ["Plain", "Copper", "Nordic", "Little"];
 const SUPPLIERS: [&str; 8] = [
-    "Aldermann", "Brook & Daughters", "Casa Lima", "Dunlin", "Ebert", "Fjord Works", "Gale", "Holm",
+    "Aldermann",
+    "Brook & Daughters",
+    "Casa Lima",
+    "Dunlin",
+    "Ebert",
+    "Fjord Works",
+    "Gale",
+    "Holm",
 ];
 
 /// Adds the demo catalogue: 12 categories, 240 products. Repeating it changes nothing.
@@ -64,7 +155,10 @@ pub async fn catalogue(product: &Staff) -> anyhow::Result<Imported> {
             .await
             .with_context(|| format!("add category {}", shelf.name))?;
         let products = shelf.products(category.id, &mut rng);
-        let batch = product.send(ImportProducts { products }).await.context("add products")?;
+        let batch = product
+            .send(ImportProducts { products })
+            .await
+            .context("add products")?;
         imported.added += batch.added;
         imported.known += batch.known;
     }
@@ -73,11 +167,14 @@ pub async fn catalogue(product: &Staff) -> anyhow::Result<Imported> {
 
 impl Shelf {
     fn products(&self, category: CategoryId, rng: &mut Rng) -> Vec<ImportedProduct> {
-        let names = self.nouns.iter().flat_map(|noun| {
-            MANNERS.iter().map(move |manner| format!("{manner} {noun}"))
-        });
+        let names = self
+            .nouns
+            .iter()
+            .flat_map(|noun| MANNERS.iter().map(move |manner| format!("{manner} {noun}")));
         let numbered = names.enumerate();
-        numbered.map(|(number, name)| self.product(number, &name, category, rng)).collect()
+        numbered
+            .map(|(number, name)| self.product(number, &name, category, rng))
+            .collect()
     }
 
     fn product(
@@ -88,12 +185,20 @@ impl Shelf {
         rng: &mut Rng,
     ) -> ImportedProduct {
         let is_digital = self.fulfilment == Fulfilment::Digital;
-        let initials: String = self.name.chars().filter(char::is_ascii_alphabetic).take(3).collect();
+        let initials: String = self
+            .name
+            .chars()
+            .filter(char::is_ascii_alphabetic)
+            .take(3)
+            .collect();
         let supplier = SUPPLIERS[rng.usize(..SUPPLIERS.len())];
         let draft = ProductDraft {
             sku: format!("{}-{:03}", initials.to_uppercase(), number + 1),
             name: name.to_owned(),
-            description: format!("{name}, chosen for our {} shelf and delivered by {supplier}.", self.name),
+            description: format!(
+                "{name}, chosen for our {} shelf and delivered by {supplier}.",
+                self.name
+            ),
             supplier: Some(supplier.to_owned()),
             categories: vec![category],
             // Prices that look like prices: full ten cents less one.
@@ -104,7 +209,11 @@ impl Shelf {
             attributes: BTreeMap::new(),
             status: ProductStatus::Active,
         };
-        let on_hand = if is_digital { 1_000_000 } else { rng.u32(20..200) };
+        let on_hand = if is_digital {
+            1_000_000
+        } else {
+            rng.u32(20..200)
+        };
         ImportedProduct { draft, on_hand }
     }
 }
@@ -120,7 +229,10 @@ mod tests {
         let make = || {
             let mut rng = Rng::with_seed(7);
             let category = CategoryId::derive("x");
-            SHELVES.iter().flat_map(|shelf| shelf.products(category, &mut rng)).collect::<Vec<_>>()
+            SHELVES
+                .iter()
+                .flat_map(|shelf| shelf.products(category, &mut rng))
+                .collect::<Vec<_>>()
         };
         let products = make();
         assert_eq!(products, make());

@@ -25,7 +25,12 @@ impl Staff {
             .await
             .with_context(|| format!("connect to {endpoint}"))?;
         let (user_id, session) = (UserId::derive("shop"), SessionId::derive("shop"));
-        let actor = Actor { user_id, roles: vec![Role::Manager], session }.to_header();
+        let actor = Actor {
+            user_id,
+            roles: vec![Role::Manager],
+            session,
+        }
+        .to_header();
         Ok(Self { client, actor })
     }
 
@@ -35,7 +40,11 @@ impl Staff {
     /// Those of the message.
     pub async fn send<M: Message<Shape = Single>>(&self, message: M) -> Result<M::Reply, RpcError> {
         let patience = std::time::Duration::from_secs(60);
-        self.client.send(message).header(header::ACTOR, self.actor.clone()).timeout(patience).await
+        self.client
+            .send(message)
+            .header(header::ACTOR, self.actor.clone())
+            .timeout(patience)
+            .await
     }
 
     /// Lets go of the connection.

@@ -76,7 +76,10 @@ impl Lanes {
         let envelope = std::mem::take(&mut delivery.envelope);
         let cx = Context::with_attempt(envelope, origin.name, delivery.attempt);
         let [only] = routes else {
-            let handlers = routes.iter().map(|event| Handling::new(event.route.clone(), &cx)).collect();
+            let handlers = routes
+                .iter()
+                .map(|event| Handling::new(event.route.clone(), &cx))
+                .collect();
             return Self::queued(turn, origin, handlers);
         };
         let mut handling = Handling::new(only.route.clone(), &cx);
@@ -98,7 +101,11 @@ impl Lanes {
     }
 
     fn queued(turn: Turn, origin: Origin, handlers: Vec<Handling>) -> Started {
-        Started::Event(Event { turn, origin, handlers })
+        Started::Event(Event {
+            turn,
+            origin,
+            handlers,
+        })
     }
 }
 
@@ -125,7 +132,11 @@ enum First {
 impl Event {
     /// Runs every handler to its end; `None` when the event has to be given back.
     pub(super) async fn finish(self, shared: &Loop) -> Option<Outcome> {
-        let Self { turn, origin, handlers } = self;
+        let Self {
+            turn,
+            origin,
+            handlers,
+        } = self;
         let work = async {
             let guard = match turn {
                 Turn::Free => None,
@@ -136,12 +147,18 @@ impl Event {
                 Guarantee::AtLeastOnce => shared.limits.attempts,
                 Guarantee::BestEffort => 1,
             };
-            let ends = join_all(handlers.into_iter().map(|handling| handling.run(shared, attempts)));
+            let ends = join_all(
+                handlers
+                    .into_iter()
+                    .map(|handling| handling.run(shared, attempts)),
+            );
             let rejected: Vec<_> = ends.await.into_iter().flatten().collect();
             drop(guard);
             match rejected.is_empty() {
                 true => Outcome::Ack,
-                false => Outcome::Reject { reason: rejected.join("; ") },
+                false => Outcome::Reject {
+                    reason: rejected.join("; "),
+                },
             }
         };
         tokio::select! {
@@ -153,7 +170,11 @@ impl Event {
 
 impl Handling {
     fn new(route: Route, cx: &Context) -> Self {
-        Self { route, cx: cx.clone(), first: None }
+        Self {
+            route,
+            cx: cx.clone(),
+            first: None,
+        }
     }
 
     /// Tries up to `attempts` times; returns why the event was rejected, if it was.
@@ -187,7 +208,9 @@ impl Handling {
         };
         match timeout(limit, poll_fn(|task| work.poll(task))).await {
             Ok(result) => result.map(drop),
-            Err(_) => Err(RpcError::deadline_exceeded(format!("the handler took over {limit:?}"))),
+            Err(_) => Err(RpcError::deadline_exceeded(format!(
+                "the handler took over {limit:?}"
+            ))),
         }
     }
 }

@@ -79,7 +79,11 @@ impl fmt::Display for StartError {
         match self {
             Self::NoEndpoint => f.write_str("the server has no URL to listen on"),
             Self::Transport { endpoint, source } => write!(f, "listen on {endpoint}: {source}"),
-            Self::Unfit { pattern, handler, transports } => write!(
+            Self::Unfit {
+                pattern,
+                handler,
+                transports,
+            } => write!(
                 f,
                 "event {pattern} (handled at {handler}) needs at-least-once delivery, and {} gives \
                  best effort: add an events URL that gives it, such as kafka:// or redis://, or \
@@ -193,7 +197,14 @@ impl Server {
     /// # Errors
     /// [`StartError`] when a transport cannot be opened, or gives less than a handler needs.
     pub async fn start(self) -> Result<Running, StartError> {
-        let Self { name, instance, router, listen, events, limits } = self;
+        let Self {
+            name,
+            instance,
+            router,
+            listen,
+            events,
+            limits,
+        } = self;
         let inputs = open_all(&listen, &events).await?;
         check_guarantees(&router, &inputs)?;
 
@@ -202,14 +213,16 @@ impl Server {
         let mut transports = Vec::new();
         let mut all = SelectAll::new();
         for input in inputs {
-            let subscription =
-                input.subscription(&name, &instance, work.router(), max_in_flight);
+            let subscription = input.subscription(&name, &instance, work.router(), max_in_flight);
             let endpoint = input.endpoint.to_string();
             let sources = input
                 .transport
                 .subscribe(subscription)
                 .await
-                .map_err(|source| StartError::Transport { endpoint: endpoint.clone(), source })?;
+                .map_err(|source| StartError::Transport {
+                    endpoint: endpoint.clone(),
+                    source,
+                })?;
             let url = input.transport.local_url().unwrap_or(endpoint);
             tracing::info!(service = name, instance, url, "listening");
             let origin = Origin {
@@ -223,9 +236,17 @@ impl Server {
         let stop = work.stop().clone();
         let addresses = transports.iter().map(|(_, url)| url.clone()).collect();
         let mut supervisor = JoinSet::new();
-        let transports = transports.into_iter().map(|(transport, _)| transport).collect();
+        let transports = transports
+            .into_iter()
+            .map(|(transport, _)| transport)
+            .collect();
         supervisor.spawn(supervise(work, transports, all));
-        Ok(Running { addresses, stop, supervisor, _abort: abort.drop_guard() })
+        Ok(Running {
+            addresses,
+            stop,
+            supervisor,
+            _abort: abort.drop_guard(),
+        })
     }
 }
 
@@ -262,9 +283,7 @@ impl Input {
     fn takes_events(&self) -> bool {
         match self.events {
             Arrives::All => true,
-            Arrives::IfBestEffort => {
-                self.transport.capabilities().events == Guarantee::BestEffort
-            }
+            Arrives::IfBestEffort => self.transport.capabilities().events == Guarantee::BestEffort,
         }
     }
 
@@ -292,40 +311,75 @@ impl Input {
         messages.sort_by(|one, other| one.pattern.cmp(&other.pattern));
         events.sort_by(|one, other| one.pattern.cmp(&other.pattern));
         let (service, instance) = (service.to_owned(), instance.to_owned());
-        Subscription { service, instance, messages, events, max_in_flight }
+        Subscription {
+            service,
+            instance,
+            messages,
+            events,
+            max_in_flight,
+        }
     }
 }
 
 fn needs(routes: &[crate::router::EventRoute]) -> Guarantee {
-    routes.iter().map(|route| route.needs).max().unwrap_or(Guarantee::BestEffort)
+    routes
+        .iter()
+        .map(|route| route.needs)
+        .max()
+        .unwrap_or(Guarantee::BestEffort)
 }
 
 async fn open_all(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Input>, StartError> {
     let mut inputs: Vec<Input> = Vec::new();
-    for (endpoint, is_listen) in
-        listen.iter().map(|endpoint| (endpoint, true)).chain(events.iter().map(|e| (e, false)))
+    for (endpoint, is_listen) in listen
+        .iter()
+        .map(|endpoint| (endpoint, true))
+        .chain(events.iter().map(|e| (e, false)))
     {
-        if let Some(known) = inputs.iter_mut().find(|input| input.endpoint.is_same(endpoint)) {
+        if let Some(known) = inputs
+            .iter_mut()
+            .find(|input| input.endpoint.is_same(endpoint))
+        {
             known.messages |= is_listen;
             continue;
         }
-        let transport = endpoint.open_server().await.map_err(|source| StartError::Transport {
-            endpoint: endpoint.to_string(),
-            source,
-        })?;
+        let transport = endpoint
+            .open_server()
+            .await
+            .map_err(|source| StartError::Transport {
+                endpoint: endpoint.to_string(),
+                source,
+            })?;
         let is_bus = events.is_empty() || events.iter().any(|other| other.is_same(endpoint));
-        let arrives = if is_bus { Arrives::All } else { Arrives::IfBestEffort };
+        let arrives = if is_bus {
+            Arrives::All
+        } else {
+            Arrives::IfBestEffort
+        };
         let endpoint = endpoint.clone();
-        inputs.push(Input { endpoint, transport, messages: is_listen, events: arrives });
+        inputs.push(Input {
+            endpoint,
+            transport,
+            messages: is_listen,
+            events: arrives,
+        });
     }
-    if inputs.is_empty() { Err(StartError::NoEndpoint) } else { Ok(inputs) }
+    if inputs.is_empty() {
+        Err(StartError::NoEndpoint)
+    } else {
+        Ok(inputs)
+    }
 }
 
 fn check_guarantees(router: &Router, inputs: &[Input]) -> Result<(), StartError> {
     let buses = || inputs.iter().filter(|input| input.events == Arrives::All);
-    let best = buses().map(|input| input.transport.capabilities().events).max();
+    let best = buses()
+        .map(|input| input.transport.capabilities().events)
+        .max();
     for (pattern, routes) in router.events() {
-        let Some(route) = routes.iter().find(|route| Some(route.needs) > best) else { continue };
+        let Some(route) = routes.iter().find(|route| Some(route.needs) > best) else {
+            continue;
+        };
         return Err(StartError::Unfit {
             pattern: pattern.to_owned(),
             handler: route.caller.to_string(),
@@ -374,7 +428,10 @@ async fn supervise(
                 log_panic(ended);
             }
         };
-        if tokio::time::timeout(Duration::from_secs(2), given_back).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), given_back)
+            .await
+            .is_err()
+        {
             tracing::warn!("a source did not close in time");
         }
     }

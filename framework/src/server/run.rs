@@ -49,7 +49,13 @@ pub(super) struct Loop {
 impl Loop {
     pub(super) fn new(router: Router, limits: Limits, permits: Semaphore) -> Self {
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { router, limits, permits: Arc::new(permits), stop, abort }
+        Self {
+            router,
+            limits,
+            permits: Arc::new(permits),
+            stop,
+            abort,
+        }
     }
 
     pub(super) fn router(&self) -> &Router {
@@ -114,7 +120,9 @@ impl Driver {
             let mut batch = std::mem::take(&mut self.batch);
             for delivery in batch.drain(..) {
                 // Without a permit the server is being torn down, and what is dropped is given back.
-                let Some(free) = self.accept(delivery, held).await else { return };
+                let Some(free) = self.accept(delivery, held).await else {
+                    return;
+                };
                 held = free;
             }
             self.batch = batch;
@@ -219,7 +227,13 @@ impl Driver {
             (given, _) => Some(given.unwrap_or(now + self.shared.limits.handler_timeout)),
         };
         let cancellable = message.cancellable() || reply.is_some();
-        Started::Message(Running { work, stream: reply, deadline, cancellable, has_room: false })
+        Started::Message(Running {
+            work,
+            stream: reply,
+            deadline,
+            cancellable,
+            has_room: false,
+        })
     }
 
     /// Waits for what is in work while the source writes its outcomes, then closes the source.
@@ -292,7 +306,9 @@ impl Work {
 
 /// Logs what the caller is not told, and returns what it is.
 pub(super) fn report(cx: &Context, error: RpcError) -> RpcError {
-    let trace = cx.header(crate::envelope::header::TRACEPARENT).unwrap_or_default();
+    let trace = cx
+        .header(crate::envelope::header::TRACEPARENT)
+        .unwrap_or_default();
     match error.code {
         Code::Internal | Code::Unknown => {
             tracing::error!(pattern = cx.pattern(), trace, ?error, "handler failed");
@@ -339,8 +355,10 @@ impl Running {
         delivery: &mut Delivery,
         abort: CancellationToken,
     ) -> Option<Outcome> {
-        let mut interrupt =
-            pin!(Interrupt { abort: pin!(abort.cancelled()), deadline: sleeping(self.deadline) });
+        let mut interrupt = pin!(Interrupt {
+            abort: pin!(abort.cancelled()),
+            deadline: sleeping(self.deadline)
+        });
         if self.stream.is_none() {
             let result = poll_fn(|task| {
                 if let Poll::Ready(result) = self.work.poll(task) {
@@ -410,8 +428,7 @@ impl Running {
             }
         }
         let cx = self.work.context();
-        let polling =
-            AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
+        let polling = AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
         let item = match catch_unwind(polling) {
             Ok(polled) => ready!(polled),
             Err(panic) => Some(Err(panicked(&*panic))),
@@ -436,9 +453,7 @@ enum Step {
 impl Interrupted {
     fn outcome(self) -> Option<Outcome> {
         match self {
-            Self::Cancelled => {
-                Some(Outcome::Fail(RpcError::aborted("the caller has gone")))
-            }
+            Self::Cancelled => Some(Outcome::Fail(RpcError::aborted("the caller has gone"))),
             Self::Deadline => Some(Outcome::Fail(too_late())),
             Self::Aborted => None,
         }

@@ -64,7 +64,10 @@ impl Address {
 
     /// The value of a query option.
     pub fn option(&self, name: &str) -> Option<&str> {
-        self.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.options
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A query option as a number or another value with a text form.
@@ -74,7 +77,10 @@ impl Address {
     pub fn parsed_option<T: FromStr>(&self, name: &str) -> Result<Option<T>, Error> {
         self.option(name).map(str::parse).transpose().map_err(|_| {
             let value = self.option(name).unwrap_or_default();
-            Error::new(ErrorKind::Config, format!("{self}: {name} cannot be {value:?}"))
+            Error::new(
+                ErrorKind::Config,
+                format!("{self}: {name} cannot be {value:?}"),
+            )
         })
     }
 
@@ -90,7 +96,9 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Error> {
         // Never quotes the text: it may hold a password.
         let malformed = |what: &str| Error::new(ErrorKind::Config, format!("transport URL {what}"));
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| malformed("has no scheme"))?;
+        let (scheme, rest) = text
+            .split_once(':')
+            .ok_or_else(|| malformed("has no scheme"))?;
         let rest = rest.strip_prefix("//").unwrap_or(rest);
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -99,11 +107,12 @@ impl FromStr for Address {
             None => (None, authority),
         };
         let decoded = |part: &str| decode(part).ok_or_else(|| malformed("has a bad escape"));
-        let (user, password) = match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {
-            None => (None, None),
-            Some((user, "")) => (Some(decoded(user)?), None),
-            Some((user, password)) => (Some(decoded(user)?), Some(decoded(password)?)),
-        };
+        let (user, password) =
+            match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {
+                None => (None, None),
+                Some((user, "")) => (Some(decoded(user)?), None),
+                Some((user, password)) => (Some(decoded(user)?), Some(decoded(password)?)),
+            };
         let mut options = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
@@ -113,7 +122,11 @@ impl FromStr for Address {
             scheme: scheme.to_ascii_lowercase(),
             user,
             password,
-            hosts: hosts.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect(),
+            hosts: hosts
+                .split(',')
+                .filter(|host| !host.is_empty())
+                .map(str::to_owned)
+                .collect(),
             path: decoded(path)?,
             options,
         })
@@ -172,7 +185,10 @@ mod tests {
     #[test]
     fn several_hosts_keep_their_ports() {
         let address = parse("kafka://one:1,two,[::1]:3,[::1]/x?partitions=6&flag");
-        assert_eq!(address.hosts(9092), ["one:1", "two:9092", "[::1]:3", "[::1]:9092"]);
+        assert_eq!(
+            address.hosts(9092),
+            ["one:1", "two:9092", "[::1]:3", "[::1]:9092"]
+        );
         assert_eq!(address.path(), "x");
         assert_eq!(address.parsed_option::<u16>("partitions").unwrap(), Some(6));
         assert_eq!(address.option("flag"), Some("true"));

@@ -24,14 +24,20 @@ pub struct Calls<K: Eq + Hash + Clone + Send + 'static> {
 impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
     /// An empty table.
     pub fn new() -> Self {
-        Self { table: Arc::default() }
+        Self {
+            table: Arc::default(),
+        }
     }
 
     /// A call has arrived, with credit for [`WINDOW`] values.
     pub fn open(&self, key: K) -> Call<K> {
         let shared = Arc::new(Shared::default());
         lock(&self.table).insert(key.clone(), Arc::clone(&shared));
-        Call { key, shared, table: Arc::clone(&self.table) }
+        Call {
+            key,
+            shared,
+            table: Arc::clone(&self.table),
+        }
     }
 
     /// Its caller no longer waits.
@@ -79,13 +85,17 @@ impl<K: Eq + Hash + Clone + Send + 'static> Default for Calls<K> {
 
 impl<K: Eq + Hash + Clone + Send + 'static> Clone for Calls<K> {
     fn clone(&self) -> Self {
-        Self { table: Arc::clone(&self.table) }
+        Self {
+            table: Arc::clone(&self.table),
+        }
     }
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Calls<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Calls").field("in_work", &self.len()).finish()
+        f.debug_struct("Calls")
+            .field("in_work", &self.len())
+            .finish()
     }
 }
 
@@ -133,7 +143,10 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Call<K> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         // A peer may reuse an id: only the call's own entry goes.
-        if table.get(&self.key).is_some_and(|shared| Arc::ptr_eq(shared, &self.shared)) {
+        if table
+            .get(&self.key)
+            .is_some_and(|shared| Arc::ptr_eq(shared, &self.shared))
+        {
             table.remove(&self.key);
         }
     }
@@ -141,7 +154,9 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Call<K> {
 
 impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Call<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("cancelled", &self.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("Call")
+            .field("cancelled", &self.is_cancelled())
+            .finish_non_exhaustive()
     }
 }
 
@@ -158,7 +173,11 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { credit: WINDOW, cancelled: false, waker: None }
+        Self {
+            credit: WINDOW,
+            cancelled: false,
+            waker: None,
+        }
     }
 }
 

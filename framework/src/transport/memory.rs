@@ -102,14 +102,20 @@ impl Memory {
         let pending = Pending::new();
         Arc::new_cyclic(|client: &Weak<MemoryClient>| {
             pending.set_control(client.clone());
-            MemoryClient { hub: Arc::clone(&self.hub), pending, calls: Calls::new() }
+            MemoryClient {
+                hub: Arc::clone(&self.hub),
+                pending,
+                calls: Calls::new(),
+            }
         })
     }
 }
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("services", &lock(&self.hub.services).keys()).finish()
+        f.debug_struct("Memory")
+            .field("services", &lock(&self.hub.services).keys())
+            .finish()
     }
 }
 
@@ -125,10 +131,19 @@ impl ServerTransport for Memory {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
         let service = subscription.service.clone();
-        let member =
-            Arc::new(Member { subscription, queue: Mutex::default(), room: Notify::new() });
-        lock(&self.hub.services).entry(service).or_default().push(Arc::clone(&member));
-        let source: Box<dyn Source> = Box::new(MemorySource { hub: Arc::clone(&self.hub), member });
+        let member = Arc::new(Member {
+            subscription,
+            queue: Mutex::default(),
+            room: Notify::new(),
+        });
+        lock(&self.hub.services)
+            .entry(service)
+            .or_default()
+            .push(Arc::clone(&member));
+        let source: Box<dyn Source> = Box::new(MemorySource {
+            hub: Arc::clone(&self.hub),
+            member,
+        });
         Ok(Box::pin(futures_util::stream::iter([source])))
     }
 }
@@ -186,8 +201,16 @@ impl Drop for MemorySource {
 impl Member {
     fn handles(&self, kind: Kind, pattern: &str) -> bool {
         match kind {
-            Kind::Message => self.subscription.messages.iter().any(|m| m.pattern == pattern),
-            Kind::Event => self.subscription.events.iter().any(|e| e.pattern == pattern),
+            Kind::Message => self
+                .subscription
+                .messages
+                .iter()
+                .any(|m| m.pattern == pattern),
+            Kind::Event => self
+                .subscription
+                .events
+                .iter()
+                .any(|e| e.pattern == pattern),
         }
     }
 
@@ -219,7 +242,10 @@ impl Hub {
     ) -> Option<Arc<Member>> {
         let services = lock(&self.services);
         let members = services.get(service)?;
-        let count = members.iter().filter(|member| member.handles(kind, pattern)).count();
+        let count = members
+            .iter()
+            .filter(|member| member.handles(kind, pattern))
+            .count();
         let turn = match key {
             _ if count == 0 => return None,
             Some(key) => {
@@ -229,20 +255,30 @@ impl Hub {
             }
             None => self.turn.fetch_add(1, Ordering::Relaxed) % count,
         };
-        members.iter().filter(|member| member.handles(kind, pattern)).nth(turn).cloned()
+        members
+            .iter()
+            .filter(|member| member.handles(kind, pattern))
+            .nth(turn)
+            .cloned()
     }
 
     fn services_for(&self, kind: Kind, pattern: &str) -> Vec<String> {
         let services = lock(&self.services);
-        let handles =
-            |members: &Vec<Arc<Member>>| members.iter().any(|m| m.handles(kind, pattern));
-        services.iter().filter(|(_, m)| handles(m)).map(|(name, _)| name.clone()).collect()
+        let handles = |members: &Vec<Arc<Member>>| members.iter().any(|m| m.handles(kind, pattern));
+        services
+            .iter()
+            .filter(|(_, m)| handles(m))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Queues `first` for one replica of `service`, waiting for room until its deadline.
     async fn deliver(self: &Arc<Self>, service: &str, first: Attempt) -> Result<(), Error> {
         let full = || Error::new(ErrorKind::Full, format!("the queue of {service} is full"));
-        let deadline = first.envelope.deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let deadline = first
+            .envelope
+            .deadline
+            .unwrap_or_else(|| Instant::now() + PATIENCE);
         let envelope = first.envelope.clone();
         let key = envelope.headers.get(header::KEY);
         let kind = first.kind();
@@ -256,7 +292,9 @@ impl Hub {
                 Ok(()) => return Ok(()),
                 Err(back) => make = back,
             }
-            tokio::time::timeout_at(deadline, room).await.map_err(|_| full())?;
+            tokio::time::timeout_at(deadline, room)
+                .await
+                .map_err(|_| full())?;
         }
     }
 
@@ -265,7 +303,12 @@ impl Hub {
         let envelope = again.envelope.clone();
         let key = envelope.headers.get(header::KEY);
         let mut make = Some(again);
-        while let Some(member) = self.pick(service, make.as_ref().map_or(Kind::Event, Attempt::kind), &envelope.pattern, key) {
+        while let Some(member) = self.pick(
+            service,
+            make.as_ref().map_or(Kind::Event, Attempt::kind),
+            &envelope.pattern,
+            key,
+        ) {
             // It was within the bound once, so it is taken back even when newer ones fill the queue.
             let pushed = member.try_push(usize::MAX, || {
                 let attempt = make.take().expect("called once, while it is there");
@@ -279,13 +322,18 @@ impl Hub {
             Some((pending, call)) => {
                 pending.complete(*call.key(), Item::Fail(absent(&envelope).into()));
             }
-            None => tracing::warn!(pattern = %envelope.pattern, service, "event lost: nobody is left to handle it"),
+            None => {
+                tracing::warn!(pattern = %envelope.pattern, service, "event lost: nobody is left to handle it")
+            }
         }
     }
 }
 
 fn absent(envelope: &Envelope) -> Error {
-    Error::new(ErrorKind::NoResponders, format!("nobody handles {:?}", envelope.pattern))
+    Error::new(
+        ErrorKind::NoResponders,
+        format!("nobody handles {:?}", envelope.pattern),
+    )
 }
 
 type PendingCall = (Arc<Pending>, Call<u64>);
@@ -302,15 +350,34 @@ struct Attempt {
 
 impl Attempt {
     fn kind(&self) -> Kind {
-        if self.call.is_some() { Kind::Message } else { Kind::Event }
+        if self.call.is_some() {
+            Kind::Message
+        } else {
+            Kind::Event
+        }
     }
 
     fn into_delivery(self, hub: Arc<Hub>, service: String) -> Delivery {
-        let Self { envelope, call, repeatable, number } = self;
-        let kind = if call.is_some() { Kind::Message } else { Kind::Event };
+        let Self {
+            envelope,
+            call,
+            repeatable,
+            number,
+        } = self;
+        let kind = if call.is_some() {
+            Kind::Message
+        } else {
+            Kind::Event
+        };
         let kept = repeatable.then(|| envelope.clone());
         let lane = envelope.headers.get_shared(header::KEY).cloned();
-        let responder = MemoryResponder { hub, service, call, kept, number };
+        let responder = MemoryResponder {
+            hub,
+            service,
+            call,
+            kept,
+            number,
+        };
         let mut delivery = Delivery::new(kind, envelope, Box::new(responder));
         delivery.attempt = number;
         delivery.lane = lane;
@@ -338,7 +405,9 @@ impl Responder for MemoryResponder {
     fn value(&mut self, payload: Bytes) {
         // A stream that has begun is not begun again.
         self.kept = None;
-        let Some((pending, call)) = &self.call else { return };
+        let Some((pending, call)) = &self.call else {
+            return;
+        };
         match fits(payload.len()) {
             Ok(()) => {
                 pending.complete(*call.key(), Item::Value(payload));
@@ -359,7 +428,13 @@ impl Responder for MemoryResponder {
     }
 
     fn settle(self: Box<Self>, outcome: Outcome) {
-        let Self { hub, service, call, kept, number } = *self;
+        let Self {
+            hub,
+            service,
+            call,
+            kept,
+            number,
+        } = *self;
         let item = match outcome {
             Outcome::Reply(payload) => match fits(payload.len()) {
                 Ok(()) => Item::Last(payload),
@@ -370,10 +445,17 @@ impl Responder for MemoryResponder {
             Outcome::Ack | Outcome::Reject { .. } => return,
             Outcome::Retry { .. } => match kept {
                 Some(envelope) => {
-                    let again = Attempt { envelope, call, repeatable: true, number: number + 1 };
+                    let again = Attempt {
+                        envelope,
+                        call,
+                        repeatable: true,
+                        number: number + 1,
+                    };
                     return hub.redeliver(&service, again);
                 }
-                None => Item::Fail(RpcError::unavailable("the service stopped before it replied")),
+                None => Item::Fail(RpcError::unavailable(
+                    "the service stopped before it replied",
+                )),
             },
         };
         if let Some((pending, call)) = call {
@@ -415,7 +497,12 @@ impl ClientTransport for MemoryClient {
         let Some((service, repeatable)) = self.hub.find_message(&envelope.pattern) else {
             return Err(absent(&envelope));
         };
-        let first = Attempt { envelope, call: Some(call), repeatable, number: 1 };
+        let first = Attempt {
+            envelope,
+            call: Some(call),
+            repeatable,
+            number: 1,
+        };
         self.hub.deliver(&service, first).await?;
         Ok(replies)
     }
@@ -424,14 +511,20 @@ impl ClientTransport for MemoryClient {
         fits(envelope.payload.len())?;
         for service in self.hub.services_for(Kind::Event, &envelope.pattern) {
             let envelope = envelope.clone();
-            let first = Attempt { envelope, call: None, repeatable: true, number: 1 };
+            let first = Attempt {
+                envelope,
+                call: None,
+                repeatable: true,
+                number: 1,
+            };
             self.hub.deliver(&service, first).await?;
         }
         Ok(())
     }
 
     async fn close(&self) {
-        self.pending.fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
+        self.pending
+            .fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
     }
 }
 
@@ -440,7 +533,9 @@ impl Hub {
     fn find_message(&self, pattern: &str) -> Option<(String, bool)> {
         let services = lock(&self.services);
         services.iter().find_map(|(name, members)| {
-            let messages = members.iter().flat_map(|member| &member.subscription.messages);
+            let messages = members
+                .iter()
+                .flat_map(|member| &member.subscription.messages);
             let message = { messages }.find(|message| message.pattern == pattern)?;
             Some((name.clone(), message.idempotent))
         })
@@ -448,5 +543,9 @@ impl Hub {
 }
 
 fn fits(length: usize) -> Result<(), Error> {
-    if length > MAX_PAYLOAD { Err(Error::too_large(length, MAX_PAYLOAD)) } else { Ok(()) }
+    if length > MAX_PAYLOAD {
+        Err(Error::too_large(length, MAX_PAYLOAD))
+    } else {
+        Ok(())
+    }
 }

@@ -184,7 +184,14 @@ impl Delivery {
     /// A first delivery without a lane.
     pub fn new(kind: Kind, envelope: Envelope, responder: Box<dyn Responder>) -> Self {
         let responder = Some(responder);
-        Self { kind, envelope, subscription: None, attempt: 1, lane: None, responder }
+        Self {
+            kind,
+            envelope,
+            subscription: None,
+            attempt: 1,
+            lane: None,
+            responder,
+        }
     }
 
     /// The pattern its handler is registered under.
@@ -201,14 +208,18 @@ impl Delivery {
 
     /// The responder, while the delivery is not settled.
     pub fn responder(&mut self) -> &mut dyn Responder {
-        self.responder.as_deref_mut().expect("only `settle` takes the responder, by value")
+        self.responder
+            .as_deref_mut()
+            .expect("only `settle` takes the responder, by value")
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
         if let Some(responder) = self.responder.take() {
-            responder.settle(Outcome::Retry { after: Duration::ZERO });
+            responder.settle(Outcome::Retry {
+                after: Duration::ZERO,
+            });
         }
     }
 }
@@ -365,7 +376,11 @@ pub enum ErrorKind {
 impl Error {
     /// An error of the given kind; the message says what was being done.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Adds the cause.
@@ -399,7 +414,9 @@ impl fmt::Display for Error {
 
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn error::Error + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn error::Error + 'static))
     }
 }
 
@@ -452,7 +469,10 @@ static SCHEMES: &[Scheme] = &[
 fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
     let address: Address = url.parse()?;
     let config = |message| Err(Error::new(ErrorKind::Config, message));
-    let Some(scheme) = SCHEMES.iter().find(|scheme| scheme.name == address.scheme()) else {
+    let Some(scheme) = SCHEMES
+        .iter()
+        .find(|scheme| scheme.name == address.scheme())
+    else {
         if address.scheme() == "memory" {
             return config(
                 "memory: has no address between processes: make one `Memory` and hand it to both sides".to_owned(),
@@ -464,8 +484,14 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
             known.join(", ")
         ));
     };
-    if let Some(option) = address.options().find(|option| !scheme.options.contains(option)) {
-        return config(format!("{address}: {} has no option {option:?}", scheme.name));
+    if let Some(option) = address
+        .options()
+        .find(|option| !scheme.options.contains(option))
+    {
+        return config(format!(
+            "{address}: {} has no option {option:?}",
+            scheme.name
+        ));
     }
     Ok((scheme, address))
 }
@@ -491,7 +517,10 @@ pub struct Task(tokio::task::JoinHandle<()>);
 
 impl Task {
     /// Runs `future` until it ends or this is dropped.
-    #[expect(clippy::disallowed_methods, reason = "the handle owns the task and aborts it on drop")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the handle owns the task and aborts it on drop"
+    )]
     pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(future))
     }

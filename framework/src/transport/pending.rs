@@ -70,7 +70,16 @@ impl Pending {
         let slot = Arc::new(Slot::default());
         lock(&self.table).insert(id, Arc::clone(&slot));
         let table = Some((Arc::clone(self), id));
-        (id, Replies { slot, table, expect, ended: false, taken: 0 })
+        (
+            id,
+            Replies {
+                slot,
+                table,
+                expect,
+                ended: false,
+                taken: 0,
+            },
+        )
     }
 
     /// Hands `item` to the caller of `id`; false when nobody waits for it.
@@ -122,7 +131,9 @@ impl Pending {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending").field("waiting", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Pending")
+            .field("waiting", &self.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,7 +194,9 @@ impl Drop for Replies {
 
 impl fmt::Debug for Replies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Replies").field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Replies")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
@@ -208,7 +221,9 @@ impl Slot {
         let item = if fits {
             item
         } else {
-            Item::Fail(RpcError::resource_exhausted("the stream is read too slowly"))
+            Item::Fail(RpcError::resource_exhausted(
+                "the stream is read too slowly",
+            ))
         };
         if state.first.is_none() {
             state.first = Some(item);

@@ -14,12 +14,18 @@ pub fn slug(name: &str) -> String {
         }
     }
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "item".to_owned() } else { slug.to_owned() }
+    if slug.is_empty() {
+        "item".to_owned()
+    } else {
+        slug.to_owned()
+    }
 }
 
 /// The price with tax.
 pub(crate) fn gross(net: Money, tax: TaxRate) -> Result<Money, RpcError> {
-    tax.of(net).and_then(|tax| net.add(tax)).map_err(RpcError::internal)
+    tax.of(net)
+        .and_then(|tax| net.add(tax))
+        .map_err(RpcError::internal)
 }
 
 /// Where a product's picture is.
@@ -30,7 +36,10 @@ pub(crate) fn image(product: ProductId) -> String {
 /// What a full-text search looks for: every word of the input, as a prefix.
 pub(crate) fn search_terms(q: &str) -> String {
     let words = q.split(|character: char| !character.is_alphanumeric());
-    let terms: Vec<_> = words.filter(|word| !word.is_empty()).map(|w| format!("\"{w}\"*")).collect();
+    let terms: Vec<_> = words
+        .filter(|word| !word.is_empty())
+        .map(|w| format!("\"{w}\"*"))
+        .collect();
     terms.join(" ")
 }
 
@@ -46,7 +55,10 @@ mod tests {
 
     #[test]
     fn a_search_cannot_break_out_of_its_quotes() {
-        assert_eq!(search_terms("red \"mug\" OR 1*"), "\"red\"* \"mug\"* \"OR\"* \"1\"*");
+        assert_eq!(
+            search_terms("red \"mug\" OR 1*"),
+            "\"red\"* \"mug\"* \"OR\"* \"1\"*"
+        );
         assert_eq!(search_terms("  "), "");
     }
 }

@@ -31,7 +31,11 @@ impl ProductController {
     ) -> Result<Page<ProductCard>, RpcError> {
         request.validate()?;
         let is_editor = actor.is_some_and(|actor| actor.is_any(&EDITORS));
-        if !is_editor && request.status.is_some_and(|status| status != ProductStatus::Active) {
+        if !is_editor
+            && request
+                .status
+                .is_some_and(|status| status != ProductStatus::Active)
+        {
             return Err(Reason::Forbidden.error("only managers see what is not sold"));
         }
         self.products.list(&request).await

@@ -52,5 +52,8 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
     let router = Router::new()
         .controller(ProductController { products, stock })
         .merge(introspection.router());
-    Ok(App { router, background: (outbox.relay(bus), sweeper) })
+    Ok(App {
+        router,
+        background: (outbox.relay(bus), sweeper),
+    })
 }

@@ -60,7 +60,12 @@ impl StockStore {
 
     pub(crate) async fn get(&self, products: &[ProductId]) -> Result<Vec<Stock>, RpcError> {
         let mut fields = Fields::new();
-        fields.check(products.len() <= 100, "/product_ids", "length", "at most 100");
+        fields.check(
+            products.len() <= 100,
+            "/product_ids",
+            "length",
+            "at most 100",
+        );
         fields.finish()?;
         let mut connection = self.pool.acquire().await?;
         let mut stock = Vec::with_capacity(products.len());
@@ -73,9 +78,24 @@ impl StockStore {
     /// All lines or none; the same answer while it is held.
     pub(crate) async fn reserve(&self, request: &ReserveStock) -> Result<Reservation, RpcError> {
         let mut fields = Fields::new();
-        fields.check(!request.lines.is_empty(), "/lines", "length", "at least one line");
-        fields.check(request.lines.len() <= 100, "/lines", "length", "at most 100");
-        fields.check(request.lines.iter().all(|line| line.qty > 0), "/lines", "range", "at least 1");
+        fields.check(
+            !request.lines.is_empty(),
+            "/lines",
+            "length",
+            "at least one line",
+        );
+        fields.check(
+            request.lines.len() <= 100,
+            "/lines",
+            "length",
+            "at most 100",
+        );
+        fields.check(
+            request.lines.iter().all(|line| line.qty > 0),
+            "/lines",
+            "range",
+            "at least 1",
+        );
         fields.finish()?;
         let lines = merged(&request.lines);
         let expires_at = Timestamp::now().plus(Duration::from_secs(u64::from(request.ttl_s)));
@@ -102,12 +122,14 @@ impl StockStore {
             .execute(&mut *tx)
             .await?;
         for (product, qty) in &lines {
-            sqlx::query("INSERT INTO reservation_lines (order_id, product_id, qty) VALUES (?, ?, ?)")
-                .bind(order_id.to_string())
-                .bind(product.to_string())
-                .bind(qty)
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query(
+                "INSERT INTO reservation_lines (order_id, product_id, qty) VALUES (?, ?, ?)",
+            )
+            .bind(order_id.to_string())
+            .bind(product.to_string())
+            .bind(qty)
+            .execute(&mut *tx)
+            .await?;
         }
         self.announce(&mut tx, lines.keys().copied()).await?;
         self.outbox.commit(tx).await?;
@@ -134,9 +156,12 @@ impl StockStore {
             }
         }
         set_state(&mut tx, order_id, State::Released, Timestamp::now()).await?;
-        self.announce(&mut tx, lines.iter().map(|(product, _)| *product)).await?;
+        self.announce(&mut tx, lines.iter().map(|(product, _)| *product))
+            .await?;
         self.outbox.commit(tx).await?;
-        Ok(Released { released: u32::try_from(lines.len()).unwrap_or(u32::MAX) })
+        Ok(Released {
+            released: u32::try_from(lines.len()).unwrap_or(u32::MAX),
+        })
     }
 
     /// A confirmed order takes its goods out of the warehouse, once.
@@ -165,14 +190,19 @@ impl StockStore {
                 }
                 lines
             }
-            None => return Err(RpcError::unavailable("the order's reservation is not known yet")),
+            None => {
+                return Err(RpcError::unavailable(
+                    "the order's reservation is not known yet",
+                ));
+            }
         };
         for (product, qty) in &held {
             free(&mut tx, *product, *qty).await?;
             move_stock(&mut tx, *product, -i64::from(*qty), "order", order_id).await?;
         }
         set_state(&mut tx, order_id, State::Committed, Timestamp::now()).await?;
-        self.announce(&mut tx, held.iter().map(|(product, _)| *product)).await?;
+        self.announce(&mut tx, held.iter().map(|(product, _)| *product))
+            .await?;
         Ok(self.outbox.commit(tx).await?)
     }
 
@@ -208,9 +238,15 @@ impl StockStore {
                 free(&mut tx, *product, *qty).await?;
             }
             set_state(&mut tx, order_id, State::Expired, now).await?;
-            let meta = Meta { at: now, version: 1 };
-            self.outbox.add(&mut tx, &StockExpired { order_id, meta }).await?;
-            self.announce(&mut tx, lines.iter().map(|(product, _)| *product)).await?;
+            let meta = Meta {
+                at: now,
+                version: 1,
+            };
+            self.outbox
+                .add(&mut tx, &StockExpired { order_id, meta })
+                .await?;
+            self.announce(&mut tx, lines.iter().map(|(product, _)| *product))
+                .await?;
             self.outbox.commit(tx).await?;
             freed += 1;
         }
@@ -224,8 +260,15 @@ impl StockStore {
     ) -> Result<(), RpcError> {
         for product_id in products {
             if let Some(stock) = read(tx, product_id).await? {
-                let meta = Meta { at: Timestamp::now(), version: stock.version };
-                let event = StockChanged { product_id, available: stock.available, meta };
+                let meta = Meta {
+                    at: Timestamp::now(),
+                    version: stock.version,
+                };
+                let event = StockChanged {
+                    product_id,
+                    available: stock.available,
+                    meta,
+                };
                 self.outbox.add(tx, &event).await?;
             }
         }
@@ -261,18 +304,24 @@ async fn hold(
         .await?;
         if held.rows_affected() == 0 {
             let available = read(tx, *product).await?.map_or(0, |stock| stock.available);
-            short.push(ShortLine { product_id: *product, requested: *qty, available });
+            short.push(ShortLine {
+                product_id: *product,
+                requested: *qty,
+                available,
+            });
         }
     }
     Ok((!short.is_empty()).then_some(short))
 }
 
 async fn free(tx: &mut SqliteConnection, product: ProductId, qty: u32) -> Result<(), RpcError> {
-    sqlx::query("UPDATE stock SET reserved = reserved - ?, version = version + 1 WHERE product_id = ?")
-        .bind(qty)
-        .bind(product.to_string())
-        .execute(tx)
-        .await?;
+    sqlx::query(
+        "UPDATE stock SET reserved = reserved - ?, version = version + 1 WHERE product_id = ?",
+    )
+    .bind(qty)
+    .bind(product.to_string())
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -284,19 +333,23 @@ async fn move_stock(
     reason: &str,
     order: OrderId,
 ) -> Result<(), RpcError> {
-    sqlx::query("UPDATE stock SET on_hand = on_hand + ?, version = version + 1 WHERE product_id = ?")
-        .bind(delta)
-        .bind(product.to_string())
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("INSERT INTO stock_movements (product_id, delta, reason, ref, at) VALUES (?, ?, ?, ?, ?)")
-        .bind(product.to_string())
-        .bind(delta)
-        .bind(reason)
-        .bind(order.to_string())
-        .bind(Timestamp::now().millis())
-        .execute(tx)
-        .await?;
+    sqlx::query(
+        "UPDATE stock SET on_hand = on_hand + ?, version = version + 1 WHERE product_id = ?",
+    )
+    .bind(delta)
+    .bind(product.to_string())
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO stock_movements (product_id, delta, reason, ref, at) VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(product.to_string())
+    .bind(delta)
+    .bind(reason)
+    .bind(order.to_string())
+    .bind(Timestamp::now().millis())
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -311,7 +364,13 @@ async fn read(
     let Some(row) = row else { return Ok(None) };
     let (on_hand, reserved): (u32, u32) = (row.try_get(0)?, row.try_get(1)?);
     let version = row.try_get::<i64, _>(2)?.unsigned_abs();
-    Ok(Some(Stock { product_id, on_hand, reserved, available: on_hand - reserved, version }))
+    Ok(Some(Stock {
+        product_id,
+        on_hand,
+        reserved,
+        available: on_hand - reserved,
+        version,
+    }))
 }
 
 async fn state(tx: &mut SqliteConnection, order: OrderId) -> Result<Option<State>, RpcError> {
@@ -352,7 +411,10 @@ async fn lines_of(
     .fetch_all(tx)
     .await?;
     let line = |row: &sqlx::sqlite::SqliteRow| {
-        let product = row.try_get::<String, _>(0)?.parse().map_err(RpcError::internal)?;
+        let product = row
+            .try_get::<String, _>(0)?
+            .parse()
+            .map_err(RpcError::internal)?;
         Ok((product, row.try_get(1)?))
     };
     rows.iter().map(line).collect()

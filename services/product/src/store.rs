@@ -83,7 +83,8 @@ const SCHEMA: &[&str] = &[
     ) WITHOUT ROWID",
 ];
 
-const COLUMNS: &str = "SELECT p.*, s.on_hand, s.reserved FROM products p JOIN stock s ON s.product_id = p.id";
+const COLUMNS: &str =
+    "SELECT p.*, s.on_hand, s.reserved FROM products p JOIN stock s ON s.product_id = p.id";
 
 /// The catalogue.
 #[derive(Clone, Debug)]
@@ -106,14 +107,19 @@ impl ProductStore {
         query.push(" WHERE p.status = ").push_bind(word(&status)?);
         if let Some(category) = request.category_id {
             query
-                .push(" AND p.id IN (SELECT product_id FROM product_categories WHERE category_id = ")
+                .push(
+                    " AND p.id IN (SELECT product_id FROM product_categories WHERE category_id = ",
+                )
                 .push_bind(category.to_string())
                 .push(")");
         }
         if let Some(q) = &request.q {
             let terms = search_terms(q);
             if terms.is_empty() {
-                return Ok(Page { items: Vec::new(), next_cursor: None });
+                return Ok(Page {
+                    items: Vec::new(),
+                    next_cursor: None,
+                });
             }
             query
                 .push(" AND p.id IN (SELECT id FROM product_search WHERE product_search MATCH ")
@@ -135,7 +141,11 @@ impl ProductStore {
             ProductSort::PriceDesc => ("p.net", true),
             ProductSort::Newest => ("p.created_at", true),
         };
-        let (comparison, direction) = if is_descending { ("<", "DESC") } else { (">", "ASC") };
+        let (comparison, direction) = if is_descending {
+            ("<", "DESC")
+        } else {
+            (">", "ASC")
+        };
         if let Some(cursor) = &request.page.cursor {
             query.push(format!(" AND ({column}, p.id) {comparison} ("));
             match request.sort {
@@ -151,7 +161,9 @@ impl ProductStore {
             query.push(")");
         }
         let limit = usize::try_from(request.page.limit).unwrap_or(25);
-        query.push(format!(" ORDER BY {column} {direction}, p.id {direction} LIMIT "));
+        query.push(format!(
+            " ORDER BY {column} {direction}, p.id {direction} LIMIT "
+        ));
         query.push_bind(i64::from(request.page.limit) + 1);
         let mut rows = query.build().fetch_all(&self.pool).await?;
         let has_more = rows.len() > limit;
@@ -185,16 +197,25 @@ impl ProductStore {
         if sku_owner(&mut tx, &request.draft.sku).await?.is_some() {
             return Err(Reason::StateConflict.error("this sku is taken"));
         }
-        let product = self.add(&mut tx, id, &request.draft, request.on_hand).await?;
+        let product = self
+            .add(&mut tx, id, &request.draft, request.on_hand)
+            .await?;
         self.outbox.commit(tx).await?;
         Ok(product)
     }
 
     pub(crate) async fn import(&self, request: &ImportProducts) -> Result<Imported, RpcError> {
         let mut fields = Fields::new();
-        fields.check(request.products.len() <= 500, "/products", "length", "at most 500");
+        fields.check(
+            request.products.len() <= 500,
+            "/products",
+            "length",
+            "at most 500",
+        );
         for (position, product) in request.products.iter().enumerate() {
-            product.draft.check(&mut fields, &format!("/products/{position}/draft"));
+            product
+                .draft
+                .check(&mut fields, &format!("/products/{position}/draft"));
         }
         fields.finish()?;
         let mut imported = Imported { added: 0, known: 0 };
@@ -205,7 +226,8 @@ impl ProductStore {
                 continue;
             }
             let id = ProductId::derive(&product.draft.sku);
-            self.add(&mut tx, id, &product.draft, product.on_hand).await?;
+            self.add(&mut tx, id, &product.draft, product.on_hand)
+                .await?;
             imported.added += 1;
         }
         self.outbox.commit(tx).await?;
@@ -269,16 +291,25 @@ impl ProductStore {
     }
 
     pub(crate) async fn update(&self, request: &UpdateProduct) -> Result<Product, RpcError> {
-        let UpdateProduct { product_id, expected_version, draft } = request;
+        let UpdateProduct {
+            product_id,
+            expected_version,
+            draft,
+        } = request;
         let mut fields = Fields::new();
         draft.check(&mut fields, "/draft");
         fields.finish()?;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let before = read(&mut tx, &ProductKey::Id(*product_id)).await?.ok_or_else(not_found)?;
+        let before = read(&mut tx, &ProductKey::Id(*product_id))
+            .await?
+            .ok_or_else(not_found)?;
         if before.version != *expected_version {
             return Err(Reason::VersionConflict.error("the product was changed meanwhile"));
         }
-        if sku_owner(&mut tx, &draft.sku).await?.is_some_and(|owner| owner != product_id.to_string()) {
+        if sku_owner(&mut tx, &draft.sku)
+            .await?
+            .is_some_and(|owner| owner != product_id.to_string())
+        {
             return Err(Reason::StateConflict.error("this sku is taken"));
         }
         sqlx::query(
@@ -301,13 +332,19 @@ impl ProductStore {
         .bind(product_id.to_string())
         .execute(&mut *tx)
         .await?;
-        for table in
-            ["DELETE FROM product_search WHERE id = ?", "DELETE FROM product_categories WHERE product_id = ?"]
-        {
-            sqlx::query(table).bind(product_id.to_string()).execute(&mut *tx).await?;
+        for table in [
+            "DELETE FROM product_search WHERE id = ?",
+            "DELETE FROM product_categories WHERE product_id = ?",
+        ] {
+            sqlx::query(table)
+                .bind(product_id.to_string())
+                .execute(&mut *tx)
+                .await?;
         }
         index(&mut tx, *product_id, draft).await?;
-        let product = self.after_change(&mut tx, *product_id, Some(before.card.net)).await?;
+        let product = self
+            .after_change(&mut tx, *product_id, Some(before.card.net))
+            .await?;
         self.outbox.commit(tx).await?;
         Ok(product)
     }
@@ -318,9 +355,19 @@ impl ProductStore {
         product_id: ProductId,
         old_net: Option<Money>,
     ) -> Result<Product, RpcError> {
-        let product = read(tx, &ProductKey::Id(product_id)).await?.ok_or_else(not_found)?;
-        let meta = Meta { at: Timestamp::now(), version: product.version };
-        let event = ProductChanged { product_id, product: product.clone(), old_net, meta };
+        let product = read(tx, &ProductKey::Id(product_id))
+            .await?
+            .ok_or_else(not_found)?;
+        let meta = Meta {
+            at: Timestamp::now(),
+            version: product.version,
+        };
+        let event = ProductChanged {
+            product_id,
+            product: product.clone(),
+            old_net,
+            meta,
+        };
         self.outbox.add(tx, &event).await?;
         Ok(product)
     }
@@ -348,7 +395,8 @@ impl ProductStore {
         let id = CategoryId::derive(&slug);
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         if let Some(parent) = request.parent {
-            let known = sqlx::query("SELECT 1 FROM categories WHERE id = ?").bind(parent.to_string());
+            let known =
+                sqlx::query("SELECT 1 FROM categories WHERE id = ?").bind(parent.to_string());
             if known.fetch_optional(&mut *tx).await?.is_none() {
                 return Err(Reason::NotFound.error("no such parent category"));
             }
@@ -373,7 +421,10 @@ impl ProductStore {
         let mut fields = Fields::new();
         fields.check(lines.len() <= 100, "/lines", "length", "at most 100");
         fields.finish()?;
-        let mut quoted = QuotedLines { lines: Vec::new(), missing: Vec::new() };
+        let mut quoted = QuotedLines {
+            lines: Vec::new(),
+            missing: Vec::new(),
+        };
         let mut connection = self.pool.acquire().await?;
         for line in lines {
             let product = read(&mut connection, &ProductKey::Id(line.product_id)).await?;
@@ -413,7 +464,10 @@ fn not_found() -> RpcError {
 }
 
 async fn sku_owner(tx: &mut SqliteConnection, sku: &str) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("SELECT id FROM products WHERE sku = ?").bind(sku).fetch_optional(tx).await
+    sqlx::query_scalar("SELECT id FROM products WHERE sku = ?")
+        .bind(sku)
+        .fetch_optional(tx)
+        .await
 }
 
 /// Writes what is kept beside a product's row: its search terms and its categories.
@@ -453,7 +507,9 @@ async fn read(
         ProductKey::Id(id) => query.push(" WHERE p.id = ").push_bind(id.to_string()),
         ProductKey::Slug(slug) => query.push(" WHERE p.slug = ").push_bind(slug.clone()),
     };
-    let Some(row) = query.build().fetch_optional(&mut *connection).await? else { return Ok(None) };
+    let Some(row) = query.build().fetch_optional(&mut *connection).await? else {
+        return Ok(None);
+    };
     let card = card(&row)?;
     let categories: Vec<String> = sqlx::query_scalar(
         "SELECT category_id FROM product_categories WHERE product_id = ? ORDER BY category_id",
@@ -480,12 +536,21 @@ async fn read(
 }
 
 fn parse_all(categories: &[String]) -> Result<Vec<CategoryId>, RpcError> {
-    categories.iter().map(|id| id.parse().map_err(RpcError::internal)).collect()
+    categories
+        .iter()
+        .map(|id| id.parse().map_err(RpcError::internal))
+        .collect()
 }
 
 fn card(row: &SqliteRow) -> Result<ProductCard, RpcError> {
-    let id: ProductId = row.try_get::<String, _>("id")?.parse().map_err(RpcError::internal)?;
-    let currency = row.try_get::<String, _>("currency")?.parse().map_err(RpcError::internal)?;
+    let id: ProductId = row
+        .try_get::<String, _>("id")?
+        .parse()
+        .map_err(RpcError::internal)?;
+    let currency = row
+        .try_get::<String, _>("currency")?
+        .parse()
+        .map_err(RpcError::internal)?;
     let net = Money::new(row.try_get("net")?, currency);
     let (on_hand, reserved): (u32, u32) = (row.try_get("on_hand")?, row.try_get("reserved")?);
     Ok(ProductCard {
@@ -504,10 +569,16 @@ fn card(row: &SqliteRow) -> Result<ProductCard, RpcError> {
 fn category(row: &SqliteRow) -> Result<Category, RpcError> {
     let parent: Option<String> = row.try_get("parent")?;
     Ok(Category {
-        id: row.try_get::<String, _>("id")?.parse().map_err(RpcError::internal)?,
+        id: row
+            .try_get::<String, _>("id")?
+            .parse()
+            .map_err(RpcError::internal)?,
         slug: row.try_get("slug")?,
         name: row.try_get("name")?,
-        parent: parent.map(|id| id.parse()).transpose().map_err(RpcError::internal)?,
+        parent: parent
+            .map(|id| id.parse())
+            .transpose()
+            .map_err(RpcError::internal)?,
         products: row.try_get("products")?,
         version: row.try_get::<i64, _>("version")?.unsigned_abs(),
     })
@@ -516,7 +587,9 @@ fn category(row: &SqliteRow) -> Result<Category, RpcError> {
 /// The one word a unit variant is in JSON, which is how it is stored.
 fn word<T: Serialize>(value: &T) -> Result<String, RpcError> {
     let json = serde_json::to_value(value).map_err(RpcError::internal)?;
-    json.as_str().map(str::to_owned).ok_or_else(|| RpcError::internal("not a word"))
+    json.as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| RpcError::internal("not a word"))
 }
 
 fn from_word<T: DeserializeOwned>(word: String) -> Result<T, RpcError> {
