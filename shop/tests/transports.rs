@@ -9,10 +9,8 @@ use std::env;
 
 use contracts::{
     Secret, UserId,
-    order::{
-        CancelOrder, GetCart, GetHistory, GetOrder, OrderStatus, Owner, PayOrder, PaymentStatus,
-    },
-    payment::{GetPayment, PaymentState},
+    order::{GetCart, GetHistory, OrderStatus, OrderView, Owner, PayOrder, PaymentStatus},
+    payment::PaymentState,
     user::{GetUser, Login, Register},
 };
 use nestling::{Endpoint, transport::Memory};
@@ -104,20 +102,15 @@ async fn checkout(layout: &Layout) {
     let buyer = Buyer::new(&shop.clients, user_id);
     let card = buyer.add_card(GOOD_CARD).await;
     let request = buyer.fill_in(lamp, 3, card).await;
-    let placed = buyer.place(&request, "first").await.unwrap();
+    let placed = buyer.place(&request, "first").await;
     assert_eq!(placed.lines.len(), 1);
-    let again = buyer.place(&request, "first").await.unwrap();
+    let again = buyer.place(&request, "first").await;
     assert_eq!(again.id, placed.id);
 
     let order = buyer.until_status(placed.id, OrderStatus::Confirmed).await;
     assert_eq!(order.totals, placed.totals);
-    let is_paid = |order: &contracts::order::OrderView| order.payment == PaymentStatus::Captured;
     let order = buyer.until(placed.id, is_paid).await;
-    let payment_id = order.payment_id.unwrap();
-    let payment = buyer
-        .send(&shop.clients.payment, GetPayment { payment_id })
-        .await
-        .unwrap();
+    let payment = buyer.payments(&order).await.remove(0);
     assert_eq!(
         (payment.state, payment.captured),
         (PaymentState::Captured, order.totals.gross)
@@ -143,6 +136,10 @@ async fn checkout(layout: &Layout) {
     until_cart_holds(&buyer, &shop, 0).await;
     staff.close().await;
     shop.shutdown().await;
+}
+
+fn is_paid(order: &OrderView) -> bool {
+    order.payment == PaymentStatus::Captured
 }
 
 /// Registers and signs in.
@@ -199,7 +196,7 @@ async fn an_order_of_more_than_there_is_comes_to_nothing_and_leaves_the_cart() {
     let buyer = Buyer::new(&shop.clients, UserId::new());
     let card = buyer.add_card(GOOD_CARD).await;
     let request = buyer.fill_in(lamp, 3, card).await;
-    let placed = buyer.place(&request, "greedy").await.unwrap();
+    let placed = buyer.place(&request, "greedy").await;
 
     let order = buyer.until_status(placed.id, OrderStatus::Rejected).await;
     assert_eq!(order.reason.as_deref(), Some("out_of_stock"));
@@ -219,9 +216,9 @@ async fn a_declined_card_can_be_followed_by_a_good_one() {
     let buyer = Buyer::new(&shop.clients, UserId::new());
     let bad_card = buyer.add_card(DECLINED_CARD).await;
     let request = buyer.fill_in(lamp, 1, bad_card).await;
-    let placed = buyer.place(&request, "hopeful").await.unwrap();
+    let placed = buyer.place(&request, "hopeful").await;
 
-    let is_failed = |order: &contracts::order::OrderView| order.payment == PaymentStatus::Failed;
+    let is_failed = |order: &OrderView| order.payment == PaymentStatus::Failed;
     let failed = buyer.until(placed.id, is_failed).await;
     assert_eq!(failed.status, OrderStatus::AwaitingPayment);
     assert_eq!(buyer.stock(lamp).await.unwrap().reserved, 1);
@@ -246,26 +243,17 @@ async fn a_cancelled_order_gives_money_and_goods_back() {
     let buyer = Buyer::new(&shop.clients, UserId::new());
     let card = buyer.add_card(GOOD_CARD).await;
     let request = buyer.fill_in(lamp, 2, card).await;
-    let placed = buyer.place(&request, "regretted").await.unwrap();
-    let is_paid = |order: &contracts::order::OrderView| order.payment == PaymentStatus::Captured;
+    let placed = buyer.place(&request, "regretted").await;
     buyer.until(placed.id, is_paid).await;
     buyer.until_on_hand(lamp, 3).await;
 
-    let cancel = CancelOrder {
-        order_id: placed.id,
-        reason: "changed my mind".to_owned(),
-    };
-    buyer.send(&shop.clients.order, cancel).await.unwrap();
-    let is_undone = |order: &contracts::order::OrderView| {
+    buyer.cancel(placed.id).await;
+    let is_undone = |order: &OrderView| {
         order.status == OrderStatus::Cancelled && order.payment == PaymentStatus::Refunded
     };
     let order = buyer.until(placed.id, is_undone).await;
     assert_eq!(order.reason.as_deref(), Some("changed my mind"));
-    let payment_id = order.payment_id.unwrap();
-    let payment = buyer
-        .send(&shop.clients.payment, GetPayment { payment_id })
-        .await
-        .unwrap();
+    let payment = buyer.payments(&order).await.remove(0);
     assert_eq!(
         (payment.state, payment.refunded),
         (PaymentState::Refunded, payment.captured)

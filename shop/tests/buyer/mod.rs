@@ -8,20 +8,22 @@ use std::{
 use contracts::{
     Actor, Currency, MethodId, Money, OrderId, ProductId, Role, Secret, SessionId, TaxRate, UserId,
     order::{
-        Address, GetOrder, OrderStatus, OrderView, Owner, PlaceOrder, PutCartLine, QuoteCart,
-        ShipTo,
+        Address, CancelOrder, GetOrder, ListOrders, OrderStatus, OrderView, Owner, PlaceOrder,
+        PutCartLine, QuoteCart, ShipTo,
     },
-    payment::{AddMethod, Card},
+    payment::{AddMethod, Card, GetPayment, Payment, payment_id},
     product::{CreateProduct, Fulfilment, GetStock, ProductDraft, ProductStatus, Stock},
 };
 use gateway::Clients;
-use nestling::{Client, Message, RpcError, Single, header};
+use nestling::{Client, Code, Message, RpcError, Single, header};
 use shop::Staff;
 
 /// How long anything is waited for; much more than it takes on a machine that is busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 const CALL: Duration = Duration::from_secs(20);
+/// Short, as what is sent with a key can be sent again.
+const CALL_WITH_KEY: Duration = Duration::from_secs(5);
 
 /// The number of a card that is always good for it.
 pub(crate) const GOOD_CARD: &str = "4242 4242 4242 4242";
@@ -74,7 +76,7 @@ impl Buyer {
             .send(message)
             .header(header::ACTOR, self.actor.clone())
             .header(header::IDEMPOTENCY_KEY, key)
-            .timeout(CALL)
+            .timeout(CALL_WITH_KEY)
             .await
     }
 
@@ -129,14 +131,23 @@ impl Buyer {
         }
     }
 
-    /// Places an order once for each key.
-    pub(crate) async fn place(
-        &self,
-        request: &PlaceOrder,
-        key: &str,
-    ) -> Result<OrderView, RpcError> {
-        self.send_once(&self.clients.order, request.clone(), key)
-            .await
+    /// Places an order once for each key, repeating it while there is no answer.
+    pub(crate) async fn place(&self, request: &PlaceOrder, key: &str) -> OrderView {
+        until_answered(async || {
+            self.send_once(&self.clients.order, request.clone(), key)
+                .await
+        })
+        .await
+    }
+
+    /// Cancels an order, repeating it while there is no answer.
+    pub(crate) async fn cancel(&self, order_id: OrderId) -> OrderView {
+        until_answered(async || {
+            let reason = "changed my mind".to_owned();
+            self.send(&self.clients.order, CancelOrder { order_id, reason })
+                .await
+        })
+        .await
     }
 
     /// The order once it stands at `status`.
@@ -161,6 +172,27 @@ impl Buyer {
             }
         })
         .await
+    }
+
+    /// The buyer's orders.
+    pub(crate) async fn orders(&self) -> Vec<OrderId> {
+        let page = self.send(&self.clients.order, ListOrders::default()).await;
+        let orders = page.expect("orders are listed").items;
+        orders.iter().map(|order| order.id).collect()
+    }
+
+    /// The payments of all attempts of an order; one that was undone before it began is not there.
+    pub(crate) async fn payments(&self, order: &OrderView) -> Vec<Payment> {
+        let mut payments = Vec::new();
+        for attempt in 1..=order.attempts {
+            let payment_id = payment_id(order.id, attempt);
+            let payment = GetPayment { payment_id };
+            match self.send(&self.clients.payment, payment).await {
+                Ok(payment) => payments.push(payment),
+                Err(error) => assert_eq!(error.code, Code::NotFound, "{error:?}"),
+            }
+        }
+        payments
     }
 
     /// What there is of a product.
@@ -235,6 +267,17 @@ impl From<RpcError> for Unmet {
     fn from(error: RpcError) -> Self {
         Self(format!("{error:?}"))
     }
+}
+
+/// Asks until there is an answer: for requests that may be repeated.
+async fn until_answered<T>(mut ask: impl AsyncFnMut() -> Result<T, RpcError>) -> T {
+    until(async || match ask().await {
+        Err(error) if !matches!(error.code, Code::Unavailable | Code::DeadlineExceeded) => {
+            panic!("refused: {error:?}")
+        }
+        answer => Ok(answer?),
+    })
+    .await
 }
 
 /// Looks again and again until `look` finds what is waited for.
