@@ -389,6 +389,7 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
             let (client, envelope) = self.call.into_envelope(Some(deadline))?;
             let deadline = envelope.deadline.unwrap_or(deadline);
             let pattern = envelope.pattern.clone();
+            let record = Record::new("sent", client, &envelope);
             let reply = timeout_at(deadline, async {
                 let mut replies = client
                     .inner
@@ -397,15 +398,53 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
                     .await?;
                 Ok::<Item, RpcError>(replies.item().await)
             });
-            match reply.await {
+            let result = match reply.await {
                 Ok(Ok(Item::Last(bytes) | Item::Value(bytes))) => {
                     codec.decode(&bytes).map_err(bad_reply)
                 }
                 Ok(Ok(Item::End)) => codec.decode(&[]).map_err(bad_reply),
                 Ok(Ok(Item::Fail(error)) | Err(error)) => Err(error),
                 Err(_) => Err(no_reply(&pattern)),
-            }
+            };
+            record.end(&result);
+            result
         })
+    }
+}
+
+/// A line in the log for a call that has ended, with how long it took: target `nestling::calls`,
+/// level debug.
+struct Record {
+    kind: &'static str,
+    transport: &'static str,
+    pattern: ByteString,
+    trace: Option<ByteString>,
+    started: Instant,
+}
+
+impl Record {
+    fn new(kind: &'static str, client: &Client, envelope: &Envelope) -> Self {
+        Self {
+            kind,
+            transport: client.transport(),
+            pattern: envelope.pattern.clone(),
+            trace: envelope.headers.get_shared(header::TRACEPARENT).cloned(),
+            started: Instant::now(),
+        }
+    }
+
+    fn end<T>(self, result: &Result<T, RpcError>) {
+        let Self {
+            kind,
+            transport,
+            pattern,
+            trace,
+            started,
+        } = self;
+        let (pattern, trace) = (&*pattern, trace.as_deref().unwrap_or_default());
+        let micros = started.elapsed().as_micros();
+        let ok = result.is_ok();
+        tracing::debug!(target: "nestling::calls", kind, pattern, transport, micros, ok, trace);
     }
 }
 
@@ -512,12 +551,15 @@ impl<'a> IntoFuture for EmitCall<'a> {
                 .take()
                 .map_or(deadline, |own| own.min(deadline));
             let pattern = envelope.pattern.clone();
-            match timeout_at(deadline, transport.publish(envelope)).await {
-                Ok(published) => Ok(published?),
+            let record = Record::new("emitted", client, &envelope);
+            let result = match timeout_at(deadline, transport.publish(envelope)).await {
+                Ok(published) => published.map_err(RpcError::from),
                 Err(_) => Err(RpcError::deadline_exceeded(format!(
                     "event {pattern} was not acknowledged in time"
                 ))),
-            }
+            };
+            record.end(&result);
+            result
         })
     }
 }

@@ -107,7 +107,9 @@ async fn checkout(layout: &Layout) {
     let again = buyer.place(&request, "first").await;
     assert_eq!(again.id, placed.id);
 
-    let order = buyer.until_status(placed.id, OrderStatus::Confirmed).await;
+    let order = buyer
+        .until(placed.id, stands_at(OrderStatus::Confirmed))
+        .await;
     assert_eq!(order.totals, placed.totals);
     let order = buyer.until(placed.id, is_paid).await;
     let payment = buyer.payments(&order).await.remove(0);
@@ -136,6 +138,10 @@ async fn checkout(layout: &Layout) {
     until_cart_holds(&buyer, &shop, 0).await;
     staff.close().await;
     shop.shutdown().await;
+}
+
+fn stands_at(status: OrderStatus) -> impl Fn(&OrderView) -> bool {
+    move |order| order.status == status
 }
 
 fn is_paid(order: &OrderView) -> bool {
@@ -198,7 +204,9 @@ async fn an_order_of_more_than_there_is_comes_to_nothing_and_leaves_the_cart() {
     let request = buyer.fill_in(lamp, 3, card).await;
     let placed = buyer.place(&request, "greedy").await;
 
-    let order = buyer.until_status(placed.id, OrderStatus::Rejected).await;
+    let order = buyer
+        .until(placed.id, stands_at(OrderStatus::Rejected))
+        .await;
     assert_eq!(order.reason.as_deref(), Some("out_of_stock"));
     let short: Vec<_> = order.short.iter().map(|line| line.requested).collect();
     assert_eq!((short, order.short[0].available), (vec![3], 2));
@@ -229,7 +237,9 @@ async fn a_declined_card_can_be_followed_by_a_good_one() {
     };
     let paid = buyer.send_once(&shop.clients.order, pay, "second").await;
     assert_eq!(paid.unwrap().attempts, 2);
-    let order = buyer.until_status(placed.id, OrderStatus::Confirmed).await;
+    let order = buyer
+        .until(placed.id, stands_at(OrderStatus::Confirmed))
+        .await;
     assert_eq!(order.attempts, 2);
     buyer.until_on_hand(lamp, 4).await;
     shop.shutdown().await;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -15,12 +15,16 @@ use ureq::{
 
 use nestling_testkit::unique;
 
+use crate::fleet::{Home, SERVICES};
+
 /// What an answer may take: the gateway's own limit for writes and the wait it was asked for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// What follows from a confirmed order comes by events.
 const EFFECT_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 const QUANTITY: i64 = 2;
+/// What services log while they are checked: each of their own calls, with how long it took.
+pub(crate) const LOG_FILTER: &str = "info,nestling::calls=debug";
 
 /// A client for the gateway. A status is an answer, not an error.
 pub(crate) fn agent(limit: Duration) -> Agent {
@@ -32,23 +36,26 @@ pub(crate) fn agent(limit: Duration) -> Agent {
 }
 
 /// Places an order and verifies stock, payment and history.
-pub(crate) fn run(base: &str) -> Result<()> {
+pub(crate) fn run(base: &str, home: &Home) -> Result<()> {
     println!("\none order, end to end");
     let mut visit = Visit::new(base);
     let outcome = visit.order();
+    let behind = visit.hops_behind(home);
+    visit.hops.extend(behind);
     visit.print_hops();
     let order = outcome.context("the check failed")?;
     println!("\norder {order} confirmed: stock, payment and history agree");
     Ok(())
 }
 
-/// One call between two parts of the shop.
+/// One call or event between two parts of the shop.
 struct Hop {
-    from: &'static str,
+    from: String,
     to: String,
     transport: String,
     pattern: String,
-    milliseconds: f64,
+    /// None for an event that was received.
+    milliseconds: Option<f64>,
 }
 
 struct Visit {
@@ -57,6 +64,8 @@ struct Visit {
     /// Makes mail address and keys new in every run.
     run: String,
     token: Option<String>,
+    /// The trace of the request that placed the order.
+    trace: Option<String>,
     hops: Vec<Hop>,
 }
 
@@ -67,6 +76,7 @@ impl Visit {
             base: format!("{base}/v1"),
             run: unique("check"),
             token: None,
+            trace: None,
             hops: Vec::new(),
         }
     }
@@ -223,6 +233,14 @@ impl Visit {
             .read_to_string()
             .with_context(|| what.clone())?;
         self.record(&what, answer.headers(), start.elapsed());
+        if what == "POST /orders" {
+            let trace = answer.headers().get("traceparent");
+            let parts = trace
+                .and_then(|trace| trace.to_str().ok())
+                .unwrap_or_default()
+                .split('-');
+            self.trace = parts.skip(1).map(str::to_owned).next();
+        }
         ensure!(
             answer.status().is_success(),
             "{what}: {} {text}",
@@ -236,11 +254,11 @@ impl Visit {
 
     fn record(&mut self, what: &str, headers: &HeaderMap, took: Duration) {
         self.hops.push(Hop {
-            from: "client",
+            from: "client".to_owned(),
             to: "gateway".to_owned(),
             transport: "http".to_owned(),
             pattern: what.split('?').next().unwrap_or(what).to_owned(),
-            milliseconds: took.as_secs_f64() * 1000.0,
+            milliseconds: Some(took.as_secs_f64() * 1000.0),
         });
         let timings = headers
             .get_all("server-timing")
@@ -250,12 +268,29 @@ impl Visit {
             .extend(timings.flat_map(|timing| timing.split(',')).filter_map(hop));
     }
 
+    /// What services sent, emitted and received on behalf of the order, as their logs tell.
+    fn hops_behind(&self, home: &Home) -> Vec<Hop> {
+        let Some(trace) = &self.trace else {
+            return Vec::new();
+        };
+        let mut hops = Vec::new();
+        for service in &SERVICES {
+            // A service that logged nothing has made no call.
+            let log = fs::read_to_string(home.log(service.name)).unwrap_or_default();
+            let lines = log.lines().filter(|line| line.contains(trace.as_str()));
+            hops.extend(lines.filter_map(|line| logged_hop(service.name, line)));
+        }
+        // Calls first, then events as they went out and as they arrived.
+        hops.sort_by_key(|hop| (hop.to == BUS, hop.from == BUS));
+        hops
+    }
+
     /// The calls in the order they were first made; what was asked again while waiting is counted.
     fn print_hops(&self) {
         let mut rows: Vec<(&Hop, usize)> = Vec::new();
         let mut places: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
         for hop in &self.hops {
-            let key = (hop.from, hop.to.as_str(), hop.pattern.as_str());
+            let key = (hop.from.as_str(), hop.to.as_str(), hop.pattern.as_str());
             match places.get(&key) {
                 Some(place) => rows[*place].1 += 1,
                 None => {
@@ -274,9 +309,12 @@ impl Visit {
                 1 => String::new(),
                 count => format!("  (the first of {count})"),
             };
+            let took = hop
+                .milliseconds
+                .map_or("-".to_owned(), |took| format!("{took:.1}"));
             println!(
-                "{route:<28} {:<10} {:<56} {:>8.1}{again}",
-                hop.transport, hop.pattern, hop.milliseconds
+                "{route:<28} {:<10} {:<56} {took:>8}{again}",
+                hop.transport, hop.pattern
             );
         }
     }
@@ -296,11 +334,39 @@ fn hop(entry: &str) -> Option<Hop> {
         }
     }
     Some(Hop {
-        from: "gateway",
+        from: "gateway".to_owned(),
         to: owner(pattern)?.to_owned(),
         transport: transport.unwrap_or("?").to_owned(),
         pattern: pattern.to_owned(),
-        milliseconds: milliseconds?,
+        milliseconds: Some(milliseconds?),
+    })
+}
+
+/// Where events are between those who emit and those who handle them.
+const BUS: &str = "bus";
+
+/// A call that a service logged: `… nestling::calls: kind="sent" pattern="stock.reserve" …`.
+fn logged_hop(service: &str, line: &str) -> Option<Hop> {
+    let (_, fields) = line.split_once("nestling::calls: ")?;
+    let field = |name: &str| {
+        let (_, rest) = fields.split_once(&format!("{name}="))?;
+        let value = rest.split(' ').next()?;
+        Some(value.trim_matches('"').to_owned())
+    };
+    let pattern = field("pattern")?;
+    let (from, to) = match field("kind")?.as_str() {
+        "sent" => (service.to_owned(), owner(&pattern)?.to_owned()),
+        "emitted" => (service.to_owned(), BUS.to_owned()),
+        _ => (BUS.to_owned(), service.to_owned()),
+    };
+    let micros: Option<f64> = field("micros").and_then(|micros| micros.parse().ok());
+    let milliseconds = micros.map(|micros| micros / 1000.0);
+    Some(Hop {
+        from,
+        to,
+        transport: field("transport")?,
+        pattern,
+        milliseconds,
     })
 }
 
@@ -370,17 +436,17 @@ fn event_kinds(history: &Value) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
-    use super::{event_kinds, hop, payment_state};
+    use super::{BUS, event_kinds, hop, logged_hop, payment_state};
 
     #[test]
     fn a_server_timing_entry_is_a_hop() {
         let hop = hop(r#" stock.get;dur=3.25;desc="tcp""#).unwrap();
-        assert_eq!((hop.from, hop.to.as_str()), ("gateway", "product"));
+        assert_eq!((hop.from.as_str(), hop.to.as_str()), ("gateway", "product"));
         assert_eq!(
             (hop.transport.as_str(), hop.pattern.as_str()),
             ("tcp", "stock.get")
         );
-        assert!((hop.milliseconds - 3.25).abs() < 1e-9);
+        assert_eq!(hop.milliseconds, Some(3.25));
     }
 
     #[test]
@@ -407,5 +473,20 @@ mod tests {
             event_kinds(&json!({"items": events})),
             ["placed", "confirmed"]
         );
+    }
+
+    #[test]
+    fn a_logged_call_becomes_a_hop() {
+        let line = r#"2026-01-01T00:00:00Z DEBUG nestling::calls: kind="sent" pattern="stock.reserve" transport="tcp" micros=1250 ok=true trace="00-ab-cd-01""#;
+        let hop = logged_hop("order", line).unwrap();
+        assert_eq!((hop.from.as_str(), hop.to.as_str()), ("order", "product"));
+        assert_eq!(
+            (hop.transport.as_str(), hop.milliseconds),
+            ("tcp", Some(1.25))
+        );
+        let line = r#"DEBUG nestling::calls: kind="handled" pattern="order.confirmed" transport="kafka" trace="""#;
+        let hop = logged_hop("payment", line).unwrap();
+        assert_eq!((hop.from.as_str(), hop.milliseconds), (BUS, None));
+        assert!(logged_hop("order", "INFO nestling::server: listening").is_none());
     }
 }

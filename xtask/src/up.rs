@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!("\nready after {:.1} s", start.elapsed().as_secs_f64());
 
     let outcome = if options.check {
-        check::run(&base).inspect_err(|_| print_logs(&fleet, &home))
+        check::run(&base, &home).inspect_err(|_| print_logs(&fleet, &home))
     } else {
         guide::print(&base, &home, addresses.as_ref(), &fleet);
         watch(&mut fleet, &home, &interrupt);
@@ -186,7 +186,10 @@ fn start_fleet(
     step("start the services and the gateway", || {
         for service in &SERVICES {
             let binary = binary(&binaries, service.name)?;
-            let command = service_command(service, binary, home, &addresses)?;
+            let mut command = service_command(service, binary, home, &addresses)?;
+            if options.check {
+                command.env("RUST_LOG", check::LOG_FILTER);
+            }
             fleet.add_service(service.name, home.spawn(service.name, &command)?);
         }
         let mut gateway = Command::new(binary(&binaries, "gateway")?);

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     context::Context,
     contract::Guarantee,
+    envelope::header,
     error::RpcError,
     router::Route,
     transport::{Delivery, Outcome},
@@ -88,7 +89,10 @@ impl Lanes {
         }
         let mut work = Work::new(&only.route, cx);
         match work.poll(task) {
-            Poll::Ready(Ok(_)) => Started::Settle(Outcome::Ack),
+            Poll::Ready(Ok(_)) => {
+                log_handled(work.context());
+                Started::Settle(Outcome::Ack)
+            }
             Poll::Ready(Err(error)) => {
                 handling.first = Some(First::Failed(error));
                 Self::queued(turn, origin, vec![handling])
@@ -184,7 +188,10 @@ impl Handling {
         loop {
             tries += 1;
             let error = match self.attempt(shared.limits.handler_timeout).await {
-                Ok(()) => return None,
+                Ok(()) => {
+                    log_handled(&self.cx);
+                    return None;
+                }
                 Err(error) => error,
             };
             let pattern = self.cx.pattern();
@@ -213,6 +220,13 @@ impl Handling {
             ))),
         }
     }
+}
+
+/// The counterpart of the line a client logs for a call.
+fn log_handled(cx: &Context) {
+    let (pattern, transport) = (cx.pattern(), cx.transport());
+    let trace = cx.header(header::TRACEPARENT).unwrap_or_default();
+    tracing::debug!(target: "nestling::calls", kind = "handled", pattern, transport, trace);
 }
 
 /// Between half and all of `delay`, so that many that failed together do not come back together.

@@ -8,8 +8,8 @@ use std::{
 use contracts::{
     Actor, Currency, MethodId, Money, OrderId, ProductId, Role, Secret, SessionId, TaxRate, UserId,
     order::{
-        Address, CancelOrder, GetOrder, ListOrders, OrderStatus, OrderView, Owner, PlaceOrder,
-        PutCartLine, QuoteCart, ShipTo,
+        Address, CancelOrder, GetOrder, OrderView, Owner, PlaceOrder, PutCartLine, QuoteCart,
+        ShipTo,
     },
     payment::{AddMethod, Card, GetPayment, Payment, payment_id},
     product::{CreateProduct, Fulfilment, GetStock, ProductDraft, ProductStatus, Stock},
@@ -150,11 +150,6 @@ impl Buyer {
         .await
     }
 
-    /// The order once it stands at `status`.
-    pub(crate) async fn until_status(&self, order_id: OrderId, status: OrderStatus) -> OrderView {
-        self.until(order_id, |order| order.status == status).await
-    }
-
     /// The order once it is as wanted.
     pub(crate) async fn until(
         &self,
@@ -172,13 +167,6 @@ impl Buyer {
             }
         })
         .await
-    }
-
-    /// The buyer's orders.
-    pub(crate) async fn orders(&self) -> Vec<OrderId> {
-        let page = self.send(&self.clients.order, ListOrders::default()).await;
-        let orders = page.expect("orders are listed").items;
-        orders.iter().map(|order| order.id).collect()
     }
 
     /// The payments of all attempts of an order; one that was undone before it began is not there.
