@@ -1,5 +1,10 @@
 //! The rules of `ARCHITECTURE.md` that the compiler does not know, checked in the sources.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -2,6 +2,7 @@
 //! given. `shop dev` and the tests of the whole start it from here.
 
 mod layout;
+mod progress;
 mod staff;
 
 pub mod import;

@@ -11,6 +11,7 @@ use contracts::{
     payment::PaymentState,
 };
 use futures_util::{StreamExt as _, future::join_all, stream};
+use gateway::Clients;
 use shop::Staff;
 use sqlx::{SqlitePool, sqlite::SqliteConnectOptions};
 use tokio::sync::watch;
@@ -59,10 +60,39 @@ async fn two_hundred_buyers_of_ten_units_get_ten_orders() {
     fleet.assert_all_run();
 }
 
-/// What there is at the start of the second test.
-const LAMPS: u32 = 200;
-const RARE_LAMPS: u32 = 3;
-const VISITS: u32 = 40;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_twice() {
+    // While payment is away, orders pile up that nobody has charged.
+    let blows = [
+        (8, Blow::Kill("payment")),
+        (18, Blow::Start("payment")),
+        (28, Blow::Kill("order")),
+        (28, Blow::Start("order")),
+    ];
+    endure(40, &blows).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_each_service_of_the_saga_time_and_again_changes_nothing() {
+    let names = ["order", "product", "payment"].into_iter().cycle();
+    let blows = (8..).step_by(8).zip(names).take(9);
+    let blows = blows.flat_map(|(placed, name)| {
+        // Only payment is not needed for orders to be placed.
+        let away = if name == "payment" { 2 } else { 0 };
+        [
+            (placed, Blow::Kill(name)),
+            (placed + away, Blow::Start(name)),
+        ]
+    });
+    endure(84, &blows.collect::<Vec<_>>()).await;
+}
+
+/// What is done to a service.
+#[derive(Clone, Copy)]
+enum Blow {
+    Kill(&'static str),
+    Start(&'static str),
+}
 
 /// A buyer at the checkout.
 struct Visit {
@@ -72,8 +102,12 @@ struct Visit {
     regrets: bool,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_twice() {
+/// How many there are: of one more than are wanted, of the other too few.
+const LAMPS: u32 = 200;
+const RARE_LAMPS: u32 = 3;
+
+/// So many orders, blows as soon as so many of them are placed, and what must be true afterwards.
+async fn endure(number: u32, blows: &[(u32, Blow)]) {
     let Some(mut fleet) = Fleet::start().await else {
         return;
     };
@@ -81,7 +115,7 @@ async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_t
     let staff = Staff::connect(fleet.url("product")).await.unwrap();
     let lamp = add_product(&staff, "lamp", LAMPS).await;
     let rare_lamp = add_product(&staff, "rare-lamp", RARE_LAMPS).await;
-    let visits = join_all((0..VISITS).map(async |number| {
+    let visits = join_all((0..number).map(async |number| {
         let buyer = Buyer::new(&clients, UserId::new());
         let card = buyer.add_card(GOOD_CARD).await;
         let product_id = if number % 8 == 3 { rare_lamp } else { lamp };
@@ -92,10 +126,10 @@ async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_t
             form,
             regrets,
         }
-    }))
-    .await;
+    }));
+    let visits = visits.await;
 
-    let (placed, watched) = watch::channel(0_u32);
+    let (placed, mut watched) = watch::channel(0_u32);
     let buying = stream::iter(&visits).map(async |visit| {
         let order = visit.buyer.place(&visit.form, "only").await;
         placed.send_modify(|count| *count += 1);
@@ -105,53 +139,29 @@ async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_t
         order.id
     });
     let buying = buying.buffered(8).collect::<Vec<_>>();
-    let killing = async {
-        let mut watched = watched;
-        let mut reached = async |count| {
-            let reached = watched.wait_for(|placed| *placed >= count).await;
+    let striking = async {
+        for (count, blow) in blows {
+            let reached = watched.wait_for(|placed| placed >= count).await;
             reached.expect("buyers are still there");
-        };
-        reached(8).await;
-        fleet.kill("payment");
-        // Orders pile up that nobody has charged.
-        reached(18).await;
-        fleet.start_again("payment");
-        reached(28).await;
-        fleet.kill("order");
-        fleet.start_again("order");
+            match blow {
+                Blow::Kill(service) => fleet.kill(service),
+                Blow::Start(service) => fleet.start_again(service),
+            }
+        }
     };
-    let (order_ids, ()) = tokio::join!(buying, killing);
+    let (order_ids, ()) = tokio::join!(buying, striking);
 
     let over = visits.iter().zip(order_ids);
     let over = over.map(|(visit, order_id)| visit.buyer.until(order_id, is_over));
     let orders = join_all(over).await;
     let mut sold = BTreeMap::from([(lamp, 0), (rare_lamp, 0)]);
     for (visit, order) in visits.iter().zip(&orders) {
-        let all = visit
-            .buyer
-            .send(&clients.order, ListOrders::default())
-            .await;
-        let all: Vec<_> = all.unwrap().items.iter().map(|order| order.id).collect();
-        assert_eq!(all, [order.id], "a request was repeated");
-        let payments = visit.buyer.payments(order).await;
-        let states: Vec<_> = payments.iter().map(|payment| payment.state).collect();
-        match order.status {
-            OrderStatus::Confirmed => {
-                assert_eq!(states, [PaymentState::Captured], "{order:?}");
-                *sold.entry(order.lines[0].product_id).or_default() += order.lines[0].qty;
-            }
-            OrderStatus::Rejected => {
-                assert_eq!(order.reason.as_deref(), Some("out_of_stock"), "{order:?}");
-                assert_eq!(order.lines[0].product_id, rare_lamp, "{order:?}");
-                assert_eq!(states, [], "{order:?}");
-            }
-            OrderStatus::Cancelled => {
-                assert!(visit.regrets, "{order:?}");
-                let is_undone =
-                    |state| matches!(state, &PaymentState::Voided | &PaymentState::Refunded);
-                assert!(states.iter().all(is_undone), "{states:?} of {order:?}");
-            }
-            other => panic!("{other:?} is not the end of {order:?}"),
+        assert_consistent(&clients, visit, order).await;
+        if order.status == OrderStatus::Confirmed {
+            *sold.entry(order.lines[0].product_id).or_default() += order.lines[0].qty;
+        }
+        if order.status == OrderStatus::Rejected {
+            assert_eq!(order.lines[0].product_id, rare_lamp, "{order:?}");
         }
     }
     // They want two each, so that only the first gets any.
@@ -162,6 +172,30 @@ async fn killing_payment_and_then_order_leaves_no_order_stuck_and_none_charged_t
     }
     assert_the_books_agree(&fleet, &orders).await;
     fleet.assert_all_run();
+}
+
+/// One order, and its payments where they belong.
+async fn assert_consistent(clients: &Clients, visit: &Visit, order: &OrderView) {
+    let Visit { buyer, regrets, .. } = visit;
+    let all = buyer.send(&clients.order, ListOrders::default()).await;
+    let all: Vec<_> = all.unwrap().items.iter().map(|order| order.id).collect();
+    assert_eq!(all, [order.id], "a request was repeated");
+    let payments = buyer.payments(order).await;
+    let states: Vec<_> = payments.iter().map(|payment| payment.state).collect();
+    match order.status {
+        OrderStatus::Confirmed => assert_eq!(states, [PaymentState::Captured], "{order:?}"),
+        OrderStatus::Rejected => {
+            assert_eq!(order.reason.as_deref(), Some("out_of_stock"), "{order:?}");
+            assert_eq!(states, [], "{order:?}");
+        }
+        OrderStatus::Cancelled => {
+            assert!(regrets, "{order:?}");
+            let is_undone =
+                |state| matches!(state, &PaymentState::Voided | &PaymentState::Refunded);
+            assert!(states.iter().all(is_undone), "{states:?} of {order:?}");
+        }
+        other => panic!("{other:?} is not the end of {order:?}"),
+    }
 }
 
 /// Whether neither the order nor its payment has anywhere to go from here.

@@ -1,6 +1,11 @@
 //! The run loop and what surrounds it, on the memory transport under paused time: a test that waits for a second waits
 //! until nothing else can happen.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 mod events;
 mod layers;
 mod limits;
