@@ -1,4 +1,8 @@
 //! The shop as processes over real brokers: under a rush of buyers, and while services are killed.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed test panics, in its helpers too"
+)]
 
 mod buyer;
 mod fleet;

@@ -2,6 +2,10 @@
 //!
 //! Patterns are fixed, so two shops on one broker would answer each other's messages: each test has
 //! brokers of its own.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed test panics, in its helpers too"
+)]
 
 mod buyer;
 
