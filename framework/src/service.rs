@@ -96,10 +96,10 @@ pub fn init_logging() {
     subscriber.with_env_filter(filter).init();
 }
 
-/// Waits for SIGINT or SIGTERM: for a process that is not a [`Server`].
-///
-/// # Errors
-/// When signals cannot be waited for.
-pub async fn terminated() -> std::io::Result<()> {
-    crate::server::terminated().await
+/// Waits for SIGINT or SIGTERM: for a process that is not a [`Server`]. Where signals cannot be
+/// waited for it says so in the log and ends, so that the process does too.
+pub async fn terminated() {
+    if let Err(error) = crate::server::terminated().await {
+        tracing::error!(%error, "signals cannot be waited for");
+    }
 }

@@ -1,14 +1,12 @@
 //! The gateway as a process of its own.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
 use gateway::{Clients, Urls};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use nestling::service::{init_logging, terminated};
+use tokio::net::TcpListener;
 
 /// Services that are started together with the gateway get this long to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,8 +29,8 @@ struct Options {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let Options { bind, urls } = Options::parse();
-    nestling::service::init_logging();
-    let mut stop = Box::pin(terminated().context("listen for signals")?);
+    init_logging();
+    let mut stop = Box::pin(terminated());
     let clients = tokio::select! {
         clients = Clients::connect(&urls, PATIENCE) => clients.context("connect to the services")?,
         () = &mut stop => return Ok(()),
@@ -42,16 +40,4 @@ async fn main() -> anyhow::Result<()> {
         .with_context(|| format!("listen on {bind}"))?;
     gateway::serve(listener, gateway::app(clients), stop).await?;
     Ok(())
-}
-
-/// Ends at SIGINT or SIGTERM.
-fn terminated() -> io::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }

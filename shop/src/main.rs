@@ -103,12 +103,7 @@ async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
     println!(
         "card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline"
     );
-    let stop = async {
-        if let Err(error) = terminated().await {
-            tracing::error!(%error, "signals cannot be waited for");
-        }
-    };
-    gateway::serve(listener, gateway::app(shop.clients.clone()), stop).await?;
+    gateway::serve(listener, gateway::app(shop.clients.clone()), terminated()).await?;
     shop.shutdown().await;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The product service over the memory transport.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use contracts::{
