@@ -236,7 +236,10 @@ impl Driver {
             self.input.shrink();
             self.link.outbox.shrink(&mut self.writing);
         }
-        if !self.link.outbox.park(cx.waker(), blocked) {
+        // Being told to close queues nothing to write, so it would be slept through; it is looked at
+        // after parking, so that a wake-up in between is not lost either.
+        let parked = self.link.outbox.park(cx.waker(), blocked);
+        if !parked || (!blocked && self.is_done()) {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
