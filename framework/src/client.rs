@@ -21,6 +21,8 @@ use crate::{
 
 /// How long a call waits, unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// What "for ever" comes to, so that a deadline can be computed.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a stream may take on a wire that cannot say that its reader has gone.
 const STREAM_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -145,7 +147,8 @@ impl Client {
     /// Connects with the default settings.
     ///
     /// # Errors
-    /// When the URL makes no sense or the peer or broker cannot be reached.
+    /// When the URL makes no sense or the broker cannot be reached. A peer without a broker (TCP) is
+    /// only connected to by the first call.
     pub async fn connect(endpoint: impl Into<Endpoint>) -> Result<Self, Error> {
         Self::builder(endpoint).build().await
     }
@@ -324,7 +327,8 @@ impl<'a> Call<'a> {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout.unwrap_or(self.client.inner.timeout)
+        let timeout = self.timeout.unwrap_or(self.client.inner.timeout);
+        timeout.min(LONGEST)
     }
 
     /// The envelope with its deadline and what it inherits.

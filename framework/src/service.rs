@@ -20,13 +20,20 @@ pub struct Config {
     #[arg(
         long,
         env = "LISTEN",
+        hide_env_values = true,
         value_name = "URL",
         required = true,
         value_delimiter = ' '
     )]
     pub listen: Vec<String>,
     /// The bus that events arrive by and leave on; the listen URLs when absent.
-    #[arg(long, env = "EVENTS", value_name = "URL", value_delimiter = ' ')]
+    #[arg(
+        long,
+        env = "EVENTS",
+        hide_env_values = true,
+        value_name = "URL",
+        value_delimiter = ' '
+    )]
     pub events: Vec<String>,
     /// Which replica this is; give each a stable name of its own.
     #[arg(long, env = "INSTANCE", value_name = "NAME")]

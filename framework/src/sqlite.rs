@@ -23,7 +23,7 @@
 //! ```
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::Path,
     sync::Arc,
@@ -35,7 +35,10 @@ use sqlx::{
     Row, Sqlite, SqliteConnection, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -110,6 +113,8 @@ const BATCH: i64 = 256;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the relay looks without being woken: for rows of another process.
 const IDLE: Duration = Duration::from_secs(1);
+/// How often old entries of the inbox are removed.
+const CLEANING: Duration = Duration::from_secs(600);
 /// The longest pause after failures.
 const MOST_BACKOFF: Duration = Duration::from_secs(5);
 /// How long handled events are remembered: far longer than any bus redelivers.
@@ -224,77 +229,93 @@ impl Outbox {
     }
 
     async fn publish_all(self, bus: Client) {
+        // Lanes whose first event could not be published, and when they are tried again. Meanwhile
+        // the others go on.
+        let mut stuck = HashSet::new();
         let mut failures = 0;
-        let mut cleaned = tokio::time::Instant::now();
+        let mut retry_at = Instant::now();
+        let mut cleaned = Instant::now();
         loop {
-            let pause = match self.publish_round(&bus).await {
-                Ok(0) => {
-                    failures = 0;
-                    IDLE
-                }
-                Ok(_) => {
-                    failures = 0;
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, failures, "outbox: events could not be published yet");
-                    failures += 1;
-                    backoff(failures)
-                }
-            };
-            if cleaned.elapsed() > Duration::from_secs(600) {
-                cleaned = tokio::time::Instant::now();
+            if !stuck.is_empty() && retry_at <= Instant::now() {
+                stuck.clear();
+            }
+            if cleaned.elapsed() > CLEANING {
+                cleaned = Instant::now();
                 if let Err(error) = Inbox::forget_old(&self.pool).await {
                     tracing::warn!(%error, "inbox: old entries could not be removed");
                 }
             }
-            if failures == 0 {
+            let known = stuck.len();
+            let found = match self.publish_round(&bus, &mut stuck).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%error, "outbox: its rows cannot be read or removed");
+                    failures += 1;
+                    sleep(backoff(failures)).await;
+                    continue;
+                }
+            };
+            if known == 0 {
+                failures = if stuck.is_empty() { 0 } else { failures + 1 };
+                retry_at = Instant::now() + backoff(failures);
+            }
+            if found == 0 {
+                let pause = match stuck.is_empty() {
+                    true => IDLE,
+                    false => IDLE.min(retry_at.saturating_duration_since(Instant::now())),
+                };
                 // Whether woken or not: there may be something to do.
                 timeout(pause, self.added.notified()).await.ok();
-            } else {
-                tokio::time::sleep(pause).await;
             }
         }
     }
 
-    /// Publishes the oldest rows; returns how many went out. Rows of one key go one after the other,
-    /// and the first that fails keeps those behind it.
-    async fn publish_round(&self, bus: &Client) -> Result<usize, RpcError> {
+    /// Publishes the oldest rows that are not in a stuck lane; returns how many it looked at. Rows of
+    /// one lane (a key, or an event without one) go one after the other, and the first that fails
+    /// keeps those behind it: the lane is stuck.
+    async fn publish_round(
+        &self,
+        bus: &Client,
+        stuck: &mut HashSet<String>,
+    ) -> Result<usize, RpcError> {
+        let excluded: Vec<_> = stuck.iter().collect();
         let rows = sqlx::query(
             "SELECT position, event_id, pattern, key, headers, payload FROM outbox
+             WHERE COALESCE(key, event_id) NOT IN (SELECT value FROM json_each(?))
              ORDER BY position LIMIT ?",
         )
+        .bind(serde_json::to_string(&excluded).map_err(RpcError::internal)?)
         .bind(BATCH)
         .fetch_all(&self.pool)
         .await?;
+        let found = rows.len();
         let mut lanes: HashMap<String, Vec<Stored>> = HashMap::new();
         for row in rows {
             let stored = Stored::read(&row)?;
-            let lane = stored
-                .key
-                .clone()
-                .unwrap_or_else(|| stored.event_id.clone());
+            let lane = stored.key.as_ref().unwrap_or(&stored.event_id).clone();
             lanes.entry(lane).or_default().push(stored);
         }
-        let results = join_all(lanes.into_values().map(|lane| publish_lane(bus, lane))).await;
-        let mut published = Vec::new();
-        let mut failed = None;
-        for (positions, error) in results {
-            published.extend(positions);
-            failed = failed.or(error);
+        let published = lanes.into_iter().map(async |(lane, rows)| {
+            let (positions, error) = publish_lane(bus, rows).await;
+            (positions, error.map(|error| (lane, error)))
+        });
+        let mut done = Vec::new();
+        for (positions, failed) in join_all(published).await {
+            done.extend(positions);
+            if let Some((lane, error)) = failed {
+                tracing::warn!(%error, lane, "outbox: an event could not be published yet");
+                stuck.insert(lane);
+            }
         }
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for position in &published {
+        for position in &done {
             sqlx::query("DELETE FROM outbox WHERE position = ?")
                 .bind(position)
                 .execute(&mut *tx)
                 .await?;
         }
         tx.commit().await?;
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(published.len()),
-        }
+        Ok(found)
     }
 }
 

@@ -224,6 +224,14 @@ impl Record {
         if name.is_empty() || self.invoice_no.is_empty() {
             return Err("no description or invoice".to_owned());
         }
+        // The services' own limits: one odd line must not hold up a batch.
+        if name.chars().count() > 200
+            || self.stock_code.len() > 64
+            || self.invoice_no.len() > 50
+            || price > 100_000_000
+        {
+            return Err("longer or dearer than anything we sell".to_owned());
+        }
         let at = timestamp(&self.invoice_date)
             .ok_or_else(|| format!("{:?} is not a time", self.invoice_date))?;
         let sku = self.stock_code.to_uppercase();
@@ -381,7 +389,8 @@ impl Retail {
 }
 
 /// Sends what a file holds to the product and order services, with progress on standard error.
-/// `state` remembers how far it came: run it again and it goes on from there.
+/// `state` remembers how far
+/// it came in the shop named `target`: run it again and it goes on from there.
 ///
 /// # Errors
 /// When a service refuses, or cannot be reached after several tries.
@@ -389,9 +398,13 @@ pub async fn send(
     retail: &Retail,
     product: &Staff,
     order: &Staff,
+    target: &str,
     state: &Path,
 ) -> anyhow::Result<()> {
     let currency = Currency::default();
+    // Another file, or another shop, starts from the beginning.
+    let what = format!("{target} {:?} {:?}", retail.size(), retail.report);
+    let mark = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, what.as_bytes());
     let mut done = Done::load(state)?;
     let name = "Gift shop".to_owned();
     let category = product
@@ -405,11 +418,15 @@ pub async fn send(
             products: chunk.to_vec(),
         })
         .collect();
-    done.run("products", batches, async |batch| product.send(batch).await)
-        .await?;
+    done.run(&format!("products {mark}"), batches, async |batch| {
+        product.send(batch).await
+    })
+    .await?;
     let batches = retail.order_batches(currency);
-    done.run("orders", batches, async |batch| order.send(batch).await)
-        .await
+    done.run(&format!("orders {mark}"), batches, async |batch| {
+        order.send(batch).await
+    })
+    .await
 }
 
 #[cfg(test)]

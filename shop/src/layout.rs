@@ -1,6 +1,6 @@
 //! Where the services of a [`Shop`](crate::Shop) listen and keep their data.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use contracts::Secret;
@@ -60,7 +60,13 @@ impl Layout {
             None => sqlite::open_in_memory().await,
             Some(folder) => {
                 fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-                sqlite::open(folder.join(format!("{name}.db"))).await
+                let file = folder.join(format!("{name}.db"));
+                // It holds the signing key: nobody else may read it.
+                if name == "user" {
+                    user::open(&file).await
+                } else {
+                    sqlite::open(file).await
+                }
             }
         };
         pool.with_context(|| format!("open the database of {name}"))
@@ -75,6 +81,7 @@ impl Layout {
         let running = Server::new(name, router)
             .listen(endpoint)
             .events(&self.events)
+            .retry(1_000, Duration::from_millis(100))
             .start()
             .await?;
         // A port of its own choice is known only now.

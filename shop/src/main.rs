@@ -140,7 +140,8 @@ async fn online_retail(
     }
     let product = Staff::connect(&peers.product).await?;
     let order = Staff::connect(&peers.order).await?;
-    import::send(&retail, &product, &order, state).await?;
+    let target = format!("{} {}", peers.product, peers.order);
+    import::send(&retail, &product, &order, &target, state).await?;
     product.close().await;
     order.close().await;
     println!("imported");

@@ -55,6 +55,7 @@ impl Done {
     ) -> anyhow::Result<()> {
         let total = batches.len();
         let skipped = self.counts.get(what).copied().unwrap_or(0).min(total);
+        let name = what.split(' ').next().unwrap_or(what);
         let started = Instant::now();
         let attempts = batches
             .into_iter()
@@ -65,7 +66,7 @@ impl Done {
         while sent
             .try_next()
             .await
-            .with_context(|| format!("import {what}"))?
+            .with_context(|| format!("import {name}"))?
             .is_some()
         {
             count += 1;
@@ -73,11 +74,11 @@ impl Done {
             self.save()?;
             if count % 10 == 0 || count == total {
                 let seconds = started.elapsed().as_secs_f64();
-                eprintln!("{what}: {count} of {total} batches, {seconds:.0} s");
+                eprintln!("{name}: {count} of {total} batches, {seconds:.0} s");
             }
         }
         if skipped == total {
-            eprintln!("{what}: all {total} batches were there already");
+            eprintln!("{name}: all {total} batches were there already");
         }
         Ok(())
     }

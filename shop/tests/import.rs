@@ -38,7 +38,9 @@ async fn real_data_becomes_catalogue_history_and_recommendations_once() {
     // A second run without its notes changes nothing.
     for state in ["first.json", "second.json"] {
         let state = folder.path().join(state);
-        import::send(&retail, &staff, &staff, &state).await.unwrap();
+        import::send(&retail, &staff, &staff, "test", &state)
+            .await
+            .unwrap();
     }
 
     let red = ProductId::derive("10001");

@@ -157,11 +157,10 @@ impl Visit {
             );
             Ok((status.eq_ignore_ascii_case("confirmed"), status))
         })?;
-        self.until("the payment", |visit| {
+        self.until("the payment to be captured", |visit| {
             let order = visit.get(&path)?;
             let state = payment_state(&order).to_lowercase();
-            let good = ["authorized", "captured"].contains(&state.as_str());
-            Ok((good, state))
+            Ok((state == "captured", state))
         })?;
         let after = (before.0 - QUANTITY, before.1 - QUANTITY);
         self.until("the stock to go down", |visit| {

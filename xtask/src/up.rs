@@ -256,6 +256,9 @@ fn start_broker(kind: Kind, fleet: &mut Fleet, home: &Home, ports: &mut Ports) -
             BrokerOptions {
                 data_dir: Some(home.data(kind.name())),
                 port: ports.known(kind.name()),
+                // Cards pass through it on their way to the provider. What it loses when it is
+                // stopped is repeated by whoever waits for it; events are on Kafka.
+                volatile: kind == Kind::Redis,
             },
         )?;
         ports.remember(kind.name(), broker.port())?;

@@ -32,6 +32,9 @@ use crate::{
 /// How many keys are remembered before those that are free are forgotten.
 const MOST_FREE: usize = 1024;
 
+/// The longest pause between two tries of an event.
+const MOST_DELAY: Duration = Duration::from_secs(30);
+
 type Waiting = Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send>>;
 
 /// The keys of one source that have an event in work: events with one key run one after the other.
@@ -165,9 +168,11 @@ impl Event {
                 },
             }
         };
+        // What is given back must not be overtaken by what waits behind it.
         tokio::select! {
-            outcome = work => Some(outcome),
+            biased;
             () = shared.abort().cancelled() => None,
+            outcome = work => Some(outcome),
         }
     }
 }
@@ -202,7 +207,7 @@ impl Handling {
             }
             tracing::warn!(pattern, tries, ?error, "event failed, trying again");
             sleep(jittered(delay)).await;
-            delay = delay.saturating_mul(4);
+            delay = delay.saturating_mul(4).min(MOST_DELAY);
             self.cx = self.cx.next_attempt();
         }
     }

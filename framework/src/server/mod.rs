@@ -156,7 +156,8 @@ impl Server {
         self
     }
 
-    /// How long a handler may take when its caller set no deadline (60 s).
+    /// How long a handler may take when its caller set no deadline, and one try of an event (60 s).
+    /// A streamed reply lasts as long as it is read.
     #[must_use]
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.limits.handler_timeout = limit;
@@ -172,7 +173,8 @@ impl Server {
     }
 
     /// How often an event is tried before it is rejected (6), and the delay before the second try
-    /// (0.1 s), which grows fourfold with each.
+    /// (0.1 s), which grows fourfold with each, to half a minute at most. A rejected event is logged
+    /// and then acknowledged.
     #[must_use]
     pub fn retry(mut self, attempts: u32, first_delay: Duration) -> Self {
         self.limits.attempts = attempts.max(1);

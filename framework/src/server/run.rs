@@ -18,7 +18,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
@@ -36,6 +36,8 @@ use crate::{
 
 /// How many deliveries one round takes at most, and how many values a stream gives without a pause.
 const BATCH: usize = 64;
+/// How long a stream waits for a reader who takes nothing.
+const READER_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What all sources of a server share.
 pub(super) struct Loop {
@@ -106,30 +108,53 @@ struct Driver {
 impl Driver {
     async fn run(&mut self) {
         let mut permit = None;
-        loop {
-            let mut held = match permit.take() {
-                Some(held) => held,
-                None => match self.permit().await {
-                    Some(held) => held,
-                    None => break,
-                },
-            };
-            if poll_fn(|cx| self.poll_source(cx, BATCH)).await.is_none() {
-                break;
+        'source: loop {
+            if permit.is_none() {
+                permit = self.permit().await;
+                if permit.is_none() {
+                    break;
+                }
+            }
+            match poll_fn(|cx| self.poll_round(cx, &mut permit)).await {
+                Round::Taken => {}
+                Round::NoPermit => continue,
+                Round::End => break,
             }
             let mut batch = std::mem::take(&mut self.batch);
             for delivery in batch.drain(..) {
                 // Without a permit the server is being torn down, and what is dropped is given back.
-                let Some(free) = self.accept(delivery, held).await else {
-                    return;
+                let Some(held) = permit.take() else {
+                    break 'source;
                 };
-                held = free;
+                permit = self.accept(delivery, held).await;
             }
             self.batch = batch;
-            permit = Some(held);
         }
         drop(permit);
         self.close().await;
+    }
+
+    /// Polls for deliveries with a permit, and gives the permit back while there are none: a source
+    /// that is idle keeps nobody else from working.
+    fn poll_round(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Poll<Round> {
+        if permit.is_none() {
+            *permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
+            if permit.is_none() {
+                return Poll::Ready(Round::NoPermit);
+            }
+        }
+        match self.poll_source(cx, BATCH) {
+            Poll::Ready(Some(_)) => Poll::Ready(Round::Taken),
+            Poll::Ready(None) => Poll::Ready(Round::End),
+            Poll::Pending => {
+                *permit = None;
+                Poll::Pending
+            }
+        }
     }
 
     /// Waits for a permit while the source goes on writing; `None` when the server is torn down.
@@ -222,15 +247,17 @@ impl Driver {
             Poll::Pending => None,
         };
         // A stream without a deadline of its caller's lasts as long as somebody reads it.
-        let deadline = match (deadline, message.many) {
-            (None, Some(true)) => None,
-            (given, _) => Some(given.unwrap_or(now + self.shared.limits.handler_timeout)),
+        let is_stream = message.many == Some(true) || reply.is_some();
+        let limit = match is_stream {
+            true => None,
+            false => now.checked_add(self.shared.limits.handler_timeout),
         };
         let cancellable = message.cancellable() || reply.is_some();
         Started::Message(Running {
             work,
             stream: reply,
             deadline,
+            limit,
             cancellable,
             has_room: false,
         })
@@ -248,6 +275,16 @@ impl Driver {
         .await;
         poll_fn(|cx| self.source.poll_close(cx)).await;
     }
+}
+
+/// How one round of taking deliveries went.
+enum Round {
+    /// There are some.
+    Taken,
+    /// Everything that may be in work is.
+    NoPermit,
+    /// There will be no more.
+    End,
 }
 
 /// A poll made for its side effects: nothing can arrive with room 0, and the end is seen later.
@@ -335,7 +372,10 @@ fn too_late() -> RpcError {
 pub(super) struct Running {
     work: Work,
     stream: Option<ByteStream>,
+    /// The caller's.
     deadline: Option<Instant>,
+    /// Ours, for a caller who set none; it does not hold for a stream.
+    limit: Option<Instant>,
     cancellable: bool,
     /// The responder has said that it takes one more value.
     has_room: bool,
@@ -357,7 +397,7 @@ impl Running {
     ) -> Option<Outcome> {
         let mut interrupt = pin!(Interrupt {
             abort: pin!(abort.cancelled()),
-            deadline: sleeping(self.deadline)
+            deadline: sleeping(self.deadline.or(self.limit))
         });
         if self.stream.is_none() {
             let result = poll_fn(|task| {
@@ -372,11 +412,15 @@ impl Running {
             .await;
             match result.map(|result| self.work.outcome(result)) {
                 Ok(Ok(outcome)) => return Some(outcome),
-                Ok(Err(stream)) => self.stream = Some(stream),
+                Ok(Err(stream)) => {
+                    self.stream = Some(stream);
+                    interrupt.as_mut().get_mut().deadline = sleeping(self.deadline);
+                }
                 Err(interrupted) => return interrupted.outcome(),
             }
         }
         let mut stream = self.stream.take()?;
+        let mut unread: Sleeping = None;
         let mut burst = 0;
         loop {
             let step = poll_fn(|task| {
@@ -394,6 +438,15 @@ impl Running {
                 if delivery.responder().poll_cancelled(task).is_ready() {
                     return Poll::Ready(Err(Interrupted::Cancelled));
                 }
+                // A caller who died without a word reads nothing and cancels nothing.
+                if self.has_room {
+                    unread = None;
+                } else {
+                    let patience = unread.get_or_insert_with(|| Box::pin(sleep(READER_PATIENCE)));
+                    if patience.as_mut().poll(task).is_ready() {
+                        return Poll::Ready(Err(Interrupted::Cancelled));
+                    }
+                }
                 let interrupted = interrupt.as_mut().get_mut().poll(task).map(Err);
                 if pause && interrupted.is_pending() {
                     task.waker().wake_by_ref();
@@ -401,7 +454,7 @@ impl Running {
                 interrupted
             });
             match step.await {
-                Ok(Step::Value) => {}
+                Ok(Step::Value) => unread = None,
                 Ok(Step::End(outcome)) => return Some(outcome),
                 // What a reader has seen must not be sent again: a stream is never given back.
                 Err(Interrupted::Aborted) => {

@@ -106,6 +106,11 @@ impl FromStr for Address {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
         };
+        if credentials.is_none() && rest.contains('@') {
+            return Err(malformed(
+                "has an @ behind a /: write %2F for a / in the password",
+            ));
+        }
         let decoded = |part: &str| decode(part).ok_or_else(|| malformed("has a bad escape"));
         let (user, password) =
             match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {

@@ -14,6 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -292,6 +293,10 @@ impl Hub {
                 Ok(()) => return Ok(()),
                 Err(back) => make = back,
             }
+            // One that has just stopped is no longer in the table: another may have room.
+            if lock(&member.queue).stopped {
+                continue;
+            }
             tokio::time::timeout_at(deadline, room)
                 .await
                 .map_err(|_| full())?;
@@ -509,22 +514,43 @@ impl ClientTransport for MemoryClient {
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         fits(envelope.payload.len())?;
-        for service in self.hub.services_for(Kind::Event, &envelope.pattern) {
-            let envelope = envelope.clone();
+        let services = self.hub.services_for(Kind::Event, &envelope.pattern);
+        let deliveries = services.iter().map(|service| {
             let first = Attempt {
-                envelope,
+                envelope: envelope.clone(),
                 call: None,
                 repeatable: true,
                 number: 1,
             };
-            self.hub.deliver(&service, first).await?;
-        }
-        Ok(())
+            self.hub.deliver(service, first)
+        });
+        // A service that is full keeps none of the others from its event; one that has just left
+        // needs none.
+        let failed = join_all(deliveries)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .find(|error| error.kind() != ErrorKind::NoResponders);
+        failed.map_or(Ok(()), Err)
     }
 
     async fn close(&self) {
+        self.end();
+    }
+}
+
+impl MemoryClient {
+    /// Ends every call, at both ends.
+    fn end(&self) {
+        self.calls.cancel_all();
         self.pending
             .fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
+    }
+}
+
+impl Drop for MemoryClient {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -488,10 +488,7 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
         .options()
         .find(|option| !scheme.options.contains(option))
     {
-        return config(format!(
-            "{address}: {} has no option {option:?}",
-            scheme.name
-        ));
+        return config(format!("{}:// has no option {option:?}", scheme.name));
     }
     Ok((scheme, address))
 }

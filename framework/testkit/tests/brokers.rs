@@ -99,6 +99,7 @@ fn data_outlives_a_kill_and_a_new_start_with_the_same_folder() {
     let options = Options {
         data_dir: Some(folder.clone()),
         port: None,
+        ..Options::default()
     };
     let Some(mut broker) = start(Kind::Redis, options.clone()) else {
         return;
@@ -125,6 +126,7 @@ fn kafka_keeps_its_data_on_another_port() {
     let options = Options {
         data_dir: Some(folder.clone()),
         port: None,
+        ..Options::default()
     };
     let Some(broker) = start(Kind::Kafka, options.clone()) else {
         return;
@@ -140,6 +142,7 @@ fn a_taken_port_is_reported_with_the_brokers_own_words() {
     let options = Options {
         data_dir: None,
         port: Some(taken.local_addr().unwrap().port()),
+        ..Options::default()
     };
     if !Kind::Nats.missing_programs().is_empty() {
         return;

@@ -293,6 +293,7 @@ async fn both_sides_find_a_broker_that_comes_back() {
     let options = Options {
         data_dir: Some(folder.clone()),
         port: Some(port),
+        ..Options::default()
     };
     let broker = Broker::start(Kind::Redis, options).unwrap();
     until("requests are answered again", async || {

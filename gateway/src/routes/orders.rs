@@ -334,6 +334,10 @@ pub(crate) async fn cancel(
     Path(order): Path<String>,
     Body(CancelBody { reason }): Body<CancelBody>,
 ) -> Result<Json<OrderView>, Problem> {
+    let reason = match reason.trim() {
+        "" => "cancelled by the buyer".to_owned(),
+        _ => reason,
+    };
     let message = CancelOrder {
         order_id: id(&order, "id")?,
         reason,

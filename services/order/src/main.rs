@@ -37,7 +37,12 @@ async fn main() -> anyhow::Result<()> {
         clock: Clock::default(),
     })
     .await?;
-    service.server("order", app.router).run().await?;
+    service
+        .server("order", app.router)
+        // Money and stock hang on its events: none is given up before somebody has seen to it.
+        .retry(1_000, std::time::Duration::from_millis(100))
+        .run()
+        .await?;
     drop(app.background);
     Ok(())
 }

@@ -37,6 +37,11 @@ async fn main() -> anyhow::Result<()> {
         seal_key,
     })
     .await?;
-    service.server("payment", app.router).run().await?;
+    service
+        .server("payment", app.router)
+        // Money and stock hang on its events: none is given up before somebody has seen to it.
+        .retry(1_000, std::time::Duration::from_millis(100))
+        .run()
+        .await?;
     Ok(())
 }

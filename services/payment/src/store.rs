@@ -199,7 +199,9 @@ impl PaymentStore {
     ) -> Result<Standing, RpcError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let before = known(&mut tx, id).await?;
+        // An event that changes nothing yet is not noted: it comes again until it does.
         if let Some(cx) = event
+            && !catch_up(before.state, &charge.state).is_empty()
             && !Inbox::is_new(&mut tx, "payment.capture", cx).await?
         {
             return Ok(before);

@@ -19,6 +19,11 @@ async fn main() -> anyhow::Result<()> {
     let pool = sqlite::open(service.file("product.db")?).await?;
     let bus = service.bus("product").await?;
     let app = product::start(Deps { pool, bus }).await?;
-    service.server("product", app.router).run().await?;
+    service
+        .server("product", app.router)
+        // Money and stock hang on its events: none is given up before somebody has seen to it.
+        .retry(1_000, std::time::Duration::from_millis(100))
+        .run()
+        .await?;
     Ok(())
 }

@@ -18,6 +18,8 @@ use sqlx::{Row, SqliteConnection, SqlitePool};
 
 /// How often expired reservations are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How long reservations are held at least after a start.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Stock and reservations.
 #[derive(Clone, Debug)]
@@ -183,7 +185,7 @@ impl StockStore {
             Some(State::Expired) => {
                 let lines = lines_of(&mut tx, order_id).await?;
                 if let Some(short) = hold(&mut tx, &lines.iter().copied().collect()).await? {
-                    return Err(RpcError::failed_precondition(format!(
+                    return Err(RpcError::unavailable(format!(
                         "order {order_id} was confirmed after its reservation expired, and {} lines are short",
                         short.len()
                     )));
@@ -208,6 +210,15 @@ impl StockStore {
 
     /// Frees reservations that were not used in time, for as long as the service runs.
     pub(crate) async fn sweep(self) {
+        // While the service was down nobody could use what is held: orders that were confirmed
+        // meanwhile get their goods first.
+        let grace = Timestamp::now().plus(GRACE);
+        let extended = sqlx::query(
+            "UPDATE reservations SET expires_at = MAX(expires_at, ?) WHERE state = 'held'",
+        );
+        if let Err(error) = extended.bind(grace.millis()).execute(&self.pool).await {
+            tracing::warn!(%error, "reservations could not be extended");
+        }
         loop {
             tokio::time::sleep(SWEEP).await;
             if let Err(error) = self.expire(Timestamp::now()).await {

@@ -162,6 +162,9 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// The port on 127.0.0.1. `None` is any free one.
     pub port: Option<u16>,
+    /// Whether nothing that passes through is written to disk, where the broker leaves the choice (Redis): for what
+    /// must not be kept, such as card numbers on their way.
+    pub volatile: bool,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -171,6 +174,7 @@ pub struct Broker {
     port: u16,
     data_dir: PathBuf,
     throw_away: bool,
+    volatile: bool,
     process: Option<Process>,
 }
 
@@ -198,6 +202,7 @@ impl Broker {
             port: 0,
             data_dir,
             throw_away,
+            volatile: options.volatile,
             process: None,
         };
         let mut attempts = match options.port {

@@ -1,4 +1,4 @@
-//! `redis-server` with an append-only file.
+//! `redis-server` with an append-only file, or with nothing on disk.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,13 +13,14 @@ const ANSWER_LIMIT: u64 = 64 * 1024;
 pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
     let program =
         find_program("redis-server").ok_or_else(|| Kind::Redis.missing("redis-server"))?;
+    let append_only = if broker.volatile { "no" } else { "yes" };
     let mut command = Command::new(program);
     command
         .args(["--bind", "127.0.0.1", "--port", &broker.port.to_string()])
         .arg("--dir")
         .arg(&broker.data_dir)
         // The append-only file alone survives a kill; snapshots beside it would only be written twice.
-        .args(["--appendonly", "yes", "--save", ""]);
+        .args(["--appendonly", append_only, "--save", ""]);
     Ok(Prepared {
         command,
         probe: Box::new(answers),
