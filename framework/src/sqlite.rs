@@ -551,4 +551,26 @@ mod tests {
         assert!(!Inbox::is_new(&mut tx, "h", &cx).await.unwrap());
         assert!(Inbox::is_new(&mut tx, "other", &cx).await.unwrap());
     }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_published_keeps_only_those_of_its_key() {
+        let (pool, outbox) = outbox().await;
+        add(&pool, &outbox, "stuck", 1).await;
+        add(&pool, &outbox, "free", 2).await;
+        add(&pool, &outbox, "stuck", 3).await;
+        // More than the bus takes.
+        sqlx::query("UPDATE outbox SET payload = zeroblob(17 << 20) WHERE position = 1")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let bus = Client::connect(&Memory::new()).await.unwrap();
+        let mut stuck = HashSet::new();
+        assert_eq!(outbox.publish_round(&bus, &mut stuck).await.unwrap(), 3);
+        assert_eq!(stuck, HashSet::from(["stuck".to_owned()]));
+        assert_eq!(outbox.lag().await.unwrap().0, 2);
+        add(&pool, &outbox, "free", 4).await;
+        assert_eq!(outbox.publish_round(&bus, &mut stuck).await.unwrap(), 1);
+        assert_eq!(outbox.publish_round(&bus, &mut stuck).await.unwrap(), 0);
+        assert_eq!(outbox.lag().await.unwrap().0, 2);
+    }
 }

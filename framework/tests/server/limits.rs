@@ -130,3 +130,47 @@ async fn an_event_handler_that_hangs_is_tried_again() {
     assert_eq!(log.all(), [(1, 0), (2, 7)]);
     server.shutdown().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_source_keeps_nobody_from_working() {
+    let (one, other) = (Memory::new(), Memory::new());
+    let server = Server::new("x", Router::new().message_at("echo", echo))
+        .listen(&one)
+        .listen(&other)
+        .max_in_flight(1)
+        .start()
+        .await
+        .unwrap();
+    for memory in [&one, &other, &one] {
+        let client = Client::connect(memory).await.unwrap();
+        assert_eq!(client.send_at::<u64>("echo", &1).await, Ok(1));
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_a_literal_pattern_lasts_longer_than_a_handler_may() {
+    let memory = Memory::new();
+    let slow = || async {
+        Streaming::new(futures_util::StreamExt::then(
+            stream::iter(0_u64..3),
+            |value| async move {
+                sleep(SECOND * 4).await;
+                Ok(value)
+            },
+        ))
+    };
+    let server = Server::new("x", Router::new().message_at("slow", slow))
+        .listen(&memory)
+        .handler_timeout(SECOND * 5)
+        .start()
+        .await
+        .unwrap();
+    let client = Client::connect(&memory).await.unwrap();
+    let mut values = client.stream_at::<u64>("slow", &()).await.unwrap();
+    for value in 0..3 {
+        assert_eq!(values.try_next().await, Ok(Some(value)));
+    }
+    assert_eq!(values.try_next().await, Ok(None));
+    server.shutdown().await;
+}
