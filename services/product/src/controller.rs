@@ -42,8 +42,13 @@ impl ProductController {
     }
 
     #[message_pattern]
-    async fn get(&self, request: GetProduct) -> Result<Product, RpcError> {
-        self.products.get(&request.key).await
+    async fn get(&self, request: GetProduct, actor: Option<Actor>) -> Result<Product, RpcError> {
+        let product = self.products.get(&request.key).await?;
+        let is_editor = actor.is_some_and(|actor| actor.is_any(&EDITORS));
+        if product.status == ProductStatus::Draft && !is_editor {
+            return Err(Reason::NotFound.error("no such product"));
+        }
+        Ok(product)
     }
 
     #[message_pattern]

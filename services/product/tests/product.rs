@@ -312,6 +312,18 @@ async fn only_managers_write_and_a_stale_version_loses() {
         expected_version,
         draft: draft("mug", 600),
     };
+    let mut hidden = draft("plate", 500);
+    hidden.status = ProductStatus::Draft;
+    let hidden = CreateProduct {
+        draft: hidden,
+        on_hand: 1,
+    };
+    let key = ProductKey::Id(shop.as_manager(hidden).await.unwrap().card.id);
+    let look = || GetProduct { key: key.clone() };
+    let error = shop.client.send(look()).await.unwrap_err();
+    assert_eq!(reason(&error), Some(Reason::NotFound));
+    assert!(shop.as_manager(look()).await.is_ok());
+
     let changed = shop.as_manager(update(1)).await.unwrap();
     assert_eq!((changed.card.net.amount, changed.version), (600, 2));
     let error = shop.as_manager(update(1)).await.unwrap_err();
