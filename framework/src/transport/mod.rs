@@ -16,6 +16,7 @@ mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+mod nest;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
