@@ -181,7 +181,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn send<M: Message<Shape = Single>>(&self, message: M) -> SendCall<'_, M::Reply> {
         SendCall {
-            call: self.call(M::PATTERN, &message),
+            call: self.call(ByteString::from_static(M::PATTERN), &message),
             reply: PhantomData,
         }
     }
@@ -202,7 +202,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn stream<M: Message<Shape = Many>>(&self, message: M) -> StreamCall<'_, M::Reply> {
         StreamCall {
-            call: self.call(M::PATTERN, &message),
+            call: self.call(ByteString::from_static(M::PATTERN), &message),
             reply: PhantomData,
         }
     }
@@ -223,7 +223,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn emit<E: Event>(&self, event: E) -> EmitCall<'_> {
         self.emit_encoded(
-            E::PATTERN,
+            ByteString::from_static(E::PATTERN),
             E::DELIVERY,
             event.key(),
             Codec::Json.encode(&event),
