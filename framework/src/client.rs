@@ -18,7 +18,8 @@ use crate::{
     handler::{BoxFuture, Streaming},
     pattern,
     transport::{
-        Capabilities, ClientIdentity, ClientTransport, Error, ErrorKind, Expect, Item, Replies, Wire,
+        Capabilities, ClientIdentity, ClientTransport, Error, ErrorKind, Expect, Item, Replies,
+        Wire,
     },
 };
 
@@ -268,6 +269,11 @@ impl Client {
     /// What the transport behind it gives.
     pub fn capabilities(&self) -> Capabilities {
         self.inner.capabilities
+    }
+
+    /// The wire it speaks.
+    pub fn wire(&self) -> Wire {
+        self.inner.wire
     }
 
     /// The scheme of the transport behind it.

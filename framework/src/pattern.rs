@@ -152,7 +152,11 @@ pub(crate) fn number_text(number: f64) -> String {
         return "0".to_owned();
     }
     if !number.is_finite() {
-        let name = if number < 0.0 { "-Infinity" } else { "Infinity" };
+        let name = if number < 0.0 {
+            "-Infinity"
+        } else {
+            "Infinity"
+        };
         return name.to_owned();
     }
     let shortest = format!("{:e}", number.abs());
@@ -394,7 +398,10 @@ mod tests {
 
     #[test]
     fn a_pattern_is_an_object_only_if_it_reads_as_one() {
-        assert_eq!(to_json(r#"{ "b" : "x \" y", "a": 1.0 }"#), r#"{"b":"x \" y","a":1.0}"#);
+        assert_eq!(
+            to_json(r#"{ "b" : "x \" y", "a": 1.0 }"#),
+            r#"{"b":"x \" y","a":1.0}"#
+        );
         assert_eq!(to_json("{bad"), r#""{bad""#);
         assert_eq!(to_json("user.get"), r#""user.get""#);
         assert_eq!(route("{bad".into()), "{bad");

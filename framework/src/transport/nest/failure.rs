@@ -39,7 +39,9 @@ pub(in crate::transport) fn write(out: &mut Vec<u8>, error: &RpcError) {
     let start = out.len();
     if serde_json::to_writer(&mut *out, &failure).is_err() {
         out.truncate(start);
-        out.extend_from_slice(br#"{"status":"error","message":"internal error","code":"INTERNAL"}"#);
+        out.extend_from_slice(
+            br#"{"status":"error","message":"internal error","code":"INTERNAL"}"#,
+        );
     }
 }
 
@@ -127,7 +129,12 @@ mod tests {
             assert_eq!(error.details, details, "{failure}");
         };
         use Code::{NotFound, Unimplemented, Unknown};
-        check(json!({"status":"error","message":"boom"}), Unknown, "boom", None);
+        check(
+            json!({"status":"error","message":"boom"}),
+            Unknown,
+            "boom",
+            None,
+        );
         check(json!("E"), Unknown, "E", None);
         check(json!(5), Unknown, "5", None);
         check(json!(NO_HANDLER), Unimplemented, NO_HANDLER, None);

@@ -82,9 +82,8 @@ pub(super) fn envelope(
     let remaining = headers
         .remove(header::DEADLINE)
         .and_then(|text| text.parse::<u64>().ok());
-    let deadline = remaining.and_then(|millis| {
-        now.checked_add(Duration::from_millis(millis.min(FARTHEST_DEADLINE)))
-    });
+    let deadline = remaining
+        .and_then(|millis| now.checked_add(Duration::from_millis(millis.min(FARTHEST_DEADLINE))));
     Envelope {
         pattern,
         headers,
@@ -94,7 +93,10 @@ pub(super) fn envelope(
 }
 
 /// The headers that go to a NestJS application: those of the envelope and the remaining time.
-pub(super) fn headers(envelope: &Envelope, now: Instant) -> impl Iterator<Item = (&str, ByteString)> {
+pub(super) fn headers(
+    envelope: &Envelope,
+    now: Instant,
+) -> impl Iterator<Item = (&str, ByteString)> {
     let own = envelope
         .headers
         .iter()
@@ -163,7 +165,10 @@ mod tests {
         ] {
             assert_eq!(found(json), None, "{json}");
         }
-        assert_eq!(routes.of_name(&"user.get".into()).as_deref(), Some("user.get"));
+        assert_eq!(
+            routes.of_name(&"user.get".into()).as_deref(),
+            Some("user.get")
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -97,9 +97,9 @@ pub(in crate::transport) fn read_answer(bytes: &Bytes) -> serde_json::Result<Ans
         return Ok(foreign(id));
     }
     let item = match (members.err, members.response) {
-        (Some(err), _) if is_truthy(err) => Item::Fail(failure::read(&serde_json::from_str(
-            err.get(),
-        )?)),
+        (Some(err), _) if is_truthy(err) => {
+            Item::Fail(failure::read(&serde_json::from_str(err.get())?))
+        }
         (_, response) => {
             let disposed = members.is_disposed.is_some_and(is_truthy);
             match (slice(response), disposed) {
@@ -159,7 +159,12 @@ pub(in crate::transport) fn write_request(
     id: &str,
     with_headers: Option<Instant>,
 ) {
-    write_start(out, &pattern::to_json(&envelope.pattern), envelope, with_headers);
+    write_start(
+        out,
+        &pattern::to_json(&envelope.pattern),
+        envelope,
+        with_headers,
+    );
     out.extend_from_slice(br#","id":""#);
     out.extend_from_slice(id.as_bytes());
     out.extend_from_slice(br#""}"#);
@@ -321,8 +326,9 @@ fn metadata(raw: &RawValue) -> Result<Option<Headers>, String> {
     if !raw.get().starts_with('{') {
         return Ok(None);
     }
-    let MetadataMembers { headers, too_many, .. } =
-        serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+    let MetadataMembers {
+        headers, too_many, ..
+    } = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
     if too_many {
         return Err(format!("metadata has more than {MAX_METADATA} members"));
     }
@@ -390,10 +396,7 @@ mod tests {
 
     fn answer(json: &str) -> (Option<String>, Item) {
         let Answer { id, item } = read_answer(&Bytes::copy_from_slice(json.as_bytes())).unwrap();
-        (
-            id.map(|id| String::from_utf8(id.to_vec()).unwrap()),
-            item,
-        )
+        (id.map(|id| String::from_utf8(id.to_vec()).unwrap()), item)
     }
 
     #[test]
@@ -414,14 +417,20 @@ mod tests {
         assert_eq!(packet(r#"{"data":1,"id":null}"#).id, Some("null".into()));
         assert_eq!(packet(r#"{"data":null}"#).data, Some("null".into()));
         assert_eq!(packet(r#"{"pattern":"p"}"#).data, None);
-        assert_eq!(packet(r#"{"p\u0061ttern":"p"}"#).pattern, Some("\"p\"".into()));
+        assert_eq!(
+            packet(r#"{"p\u0061ttern":"p"}"#).pattern,
+            Some("\"p\"".into())
+        );
     }
 
     #[test]
     fn what_is_no_packet_is_foreign_and_what_is_no_json_an_error() {
         for json in ["null", "5", "\"s\"", "[1]", "{}", r#"{"id":"x"}"#, " true "] {
             let read = read_packet(&Bytes::copy_from_slice(json.as_bytes())).unwrap();
-            assert!(matches!(read, Incoming::Foreign(text) if text == json), "{json}");
+            assert!(
+                matches!(read, Incoming::Foreign(text) if text == json),
+                "{json}"
+            );
         }
         for json in ["", "{", "{a}", "nul", "1 2", "{\"data\":1}x"] {
             read_packet(&Bytes::copy_from_slice(json.as_bytes())).unwrap_err();
@@ -444,7 +453,9 @@ mod tests {
 
     #[test]
     fn metadata_is_limited() {
-        let members: Vec<_> = (0..=MAX_METADATA).map(|n| format!("\"{n}\":\"\"")).collect();
+        let members: Vec<_> = (0..=MAX_METADATA)
+            .map(|n| format!("\"{n}\":\"\""))
+            .collect();
         let json = format!(r#"{{"data":1,"metadata":{{{}}}}}"#, members.join(","));
         read_packet(&Bytes::from(json)).unwrap_err();
         assert!(packet(r#"{"data":1,"metadata":5}"#).metadata.is_empty());
@@ -461,20 +472,35 @@ mod tests {
         check(r#"{"id":"i","response":1,"isDisposed":true}"#, last("1"));
         check(r#"{"id":"i","response":2,"isDisposed":"yes"}"#, last("2"));
         check(r#"{"id":"i","response":2,"isDisposed":false}"#, value("2"));
-        check(r#"{"id":"i","response":null,"isDisposed":true}"#, last("null"));
+        check(
+            r#"{"id":"i","response":null,"isDisposed":true}"#,
+            last("null"),
+        );
         check(r#"{"id":"i","isDisposed":true}"#, Item::End);
         check(r#"{"id":"i"}"#, value(""));
         check(r#"{"id":"i","status":"error"}"#, value(""));
-        check(r#"{"id":"i","err":"E"}"#, Item::Fail(RpcError::unknown("E")));
+        check(
+            r#"{"id":"i","err":"E"}"#,
+            Item::Fail(RpcError::unknown("E")),
+        );
         check(r#"{"id":"i","err":""}"#, value(""));
-        check(r#"{"id":"i","err":null,"response":5,"isDisposed":true}"#, last("5"));
-        check(r#"{"id":"i","err":0.0,"response":5,"isDisposed":-0}"#, value("5"));
+        check(
+            r#"{"id":"i","err":null,"response":5,"isDisposed":true}"#,
+            last("5"),
+        );
+        check(
+            r#"{"id":"i","err":0.0,"response":5,"isDisposed":-0}"#,
+            value("5"),
+        );
         let foreign = r#"{"id":"i","response":1,"foo":1}"#;
         check(foreign, last(foreign));
         for foreign in ["5", "null", "[1]", "{}"] {
             assert_eq!(answer(foreign), (None, last(foreign)), "{foreign}");
         }
-        assert_eq!(answer(r#"{"response":1,"isDisposed":true}"#), (None, last("1")));
+        assert_eq!(
+            answer(r#"{"response":1,"isDisposed":true}"#),
+            (None, last("1"))
+        );
     }
 
     #[test]
@@ -485,7 +511,10 @@ mod tests {
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         };
         check(Item::Value("1".into()), r#"{"response":1,"id":7}"#);
-        check(Item::Last("1".into()), r#"{"response":1,"isDisposed":true,"id":7}"#);
+        check(
+            Item::Last("1".into()),
+            r#"{"response":1,"isDisposed":true,"id":7}"#,
+        );
         check(Item::Last(Bytes::new()), r#"{"isDisposed":true,"id":7}"#);
         check(Item::Value(Bytes::new()), r#"{"id":7}"#);
         check(Item::End, r#"{"isDisposed":true,"id":7}"#);
