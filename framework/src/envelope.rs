@@ -28,12 +28,14 @@ pub mod header {
     pub const EVENT_ID: &str = "event-id";
     /// The aggregate an event is about: events with one key keep their order.
     pub const KEY: &str = "key";
+    /// The service and the handlers that an event is for which was dead and is tried again.
+    pub const ONLY: &str = "only";
     /// The pattern, where the broker's own address does not say it.
     pub const PATTERN: &str = "pattern";
 }
 
 /// A message or event on its way: everything a transport has to carry.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Envelope {
     /// The routing name, such as `user.get`.
     pub pattern: ByteString,

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{self, Poll},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use bytestring::ByteString;
 use futures_util::future::join_all;
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
     time::{sleep, timeout},
 };
 
@@ -22,11 +22,10 @@ use super::{
 };
 use crate::{
     context::Context,
-    contract::Guarantee,
     envelope::header,
     error::RpcError,
     router::Route,
-    transport::{Delivery, Outcome},
+    transport::{Delivery, Only, Outcome, Rejection, Responder},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -42,7 +41,7 @@ type Waiting = Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send>>;
 /// The lock is fair, and asked for in the order of arrival, so it is the queue as well.
 #[derive(Default)]
 pub(super) struct Lanes {
-    locks: HashMap<ByteString, Arc<Mutex<()>>>,
+    locks: HashMap<ByteString, Arc<AsyncMutex<()>>>,
 }
 
 /// An event's turn among those with its key.
@@ -76,35 +75,36 @@ impl Lanes {
         task: &mut task::Context<'_>,
     ) -> Started {
         let routes = shared.router().find_events(delivery.route());
+        let only = Only::of(&delivery.envelope.headers, shared.service());
         let turn = self.turn(delivery.lane.as_ref(), task);
         let envelope = std::mem::take(&mut delivery.envelope);
         let cx = Context::with_attempt(envelope, origin.name, delivery.attempt);
-        let [only] = routes else {
-            let handlers = routes
-                .iter()
-                .map(|event| Handling::new(event.route.clone(), &cx))
-                .collect();
+        let meant = routes
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| only.means(*place));
+        let mut handlers: Vec<_> = meant
+            .map(|(place, event)| Handling::new(place, event.route.clone(), &cx))
+            .collect();
+        if cx.attempt() > shared.attempts(origin) {
+            return Started::Settle(Outcome::Reject(worn_out(&cx, &handlers)));
+        }
+        let [only] = &mut handlers[..] else {
             return Self::queued(turn, origin, handlers);
         };
-        let mut handling = Handling::new(only.route.clone(), &cx);
         if matches!(turn, Turn::Waiting(_)) {
-            return Self::queued(turn, origin, vec![handling]);
+            return Self::queued(turn, origin, handlers);
         }
         let mut work = Work::new(&only.route, cx);
         match work.poll(task) {
             Poll::Ready(Ok(_)) => {
                 log_handled(work.context());
-                Started::Settle(Outcome::Ack)
+                return Started::Settle(Outcome::Ack);
             }
-            Poll::Ready(Err(error)) => {
-                handling.first = Some(First::Failed(error));
-                Self::queued(turn, origin, vec![handling])
-            }
-            Poll::Pending => {
-                handling.first = Some(First::Waits(work));
-                Self::queued(turn, origin, vec![handling])
-            }
+            Poll::Ready(Err(error)) => only.first = Some(First::Failed(error)),
+            Poll::Pending => only.first = Some(First::Waits(work)),
         }
+        Self::queued(turn, origin, handlers)
     }
 
     fn queued(turn: Turn, origin: Origin, handlers: Vec<Handling>) -> Started {
@@ -125,6 +125,8 @@ pub(super) struct Event {
 
 /// One handler of an event: each succeeds, is retried and fails apart from the others.
 struct Handling {
+    /// Among the service's handlers of this event.
+    place: usize,
     route: Route,
     cx: Context,
     first: Option<First>,
@@ -138,34 +140,28 @@ enum First {
 
 impl Event {
     /// Runs every handler to its end; `None` when the event has to be given back.
-    pub(super) async fn finish(self, shared: &Loop) -> Option<Outcome> {
+    pub(super) async fn finish(self, shared: &Loop, delivery: &mut Delivery) -> Option<Outcome> {
         let Self {
             turn,
             origin,
             handlers,
         } = self;
+        let attempts = shared.attempts(origin);
+        let responder = Mutex::new(delivery.responder());
         let work = async {
             let guard = match turn {
                 Turn::Free => None,
                 Turn::Taken(guard) => Some(guard),
                 Turn::Waiting(waiting) => Some(waiting.await),
             };
-            let attempts = match origin.guarantee {
-                Guarantee::AtLeastOnce => shared.limits.attempts,
-                Guarantee::BestEffort => 1,
-            };
-            let ends = join_all(
-                handlers
-                    .into_iter()
-                    .map(|handling| handling.run(shared, attempts)),
-            );
-            let rejected: Vec<_> = ends.await.into_iter().flatten().collect();
+            let ends = handlers
+                .into_iter()
+                .map(|handling| handling.run(shared, attempts, &responder));
+            let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
-            match rejected.is_empty() {
-                true => Outcome::Ack,
-                false => Outcome::Reject {
-                    reason: rejected.join("; "),
-                },
+            match Failure::join(failures) {
+                None => Outcome::Ack,
+                Some(rejection) => Outcome::Reject(rejection),
             }
         };
         // What is given back must not be overtaken by what waits behind it.
@@ -177,21 +173,61 @@ impl Event {
     }
 }
 
+/// A handler that has given its event up.
+struct Failure {
+    place: usize,
+    cx: Context,
+    reason: String,
+}
+
+impl Failure {
+    fn join(failures: Vec<Self>) -> Option<Rejection> {
+        let envelope = failures.first()?.cx.envelope().clone();
+        let attempts = failures.iter().map(|failure| failure.cx.attempt()).max();
+        let handlers = failures.iter().map(|failure| failure.place).collect();
+        let reasons: Vec<_> = failures.into_iter().map(|failure| failure.reason).collect();
+        Some(Rejection {
+            reason: reasons.join("; "),
+            attempts: attempts.unwrap_or(1),
+            handlers,
+            envelope,
+        })
+    }
+}
+
+/// An event that has been tried as often as it may, without anybody having been left to say so: its
+/// handler ends the process, perhaps.
+fn worn_out(cx: &Context, handlers: &[Handling]) -> Rejection {
+    let attempts = cx.attempt() - 1;
+    let pattern = cx.pattern();
+    tracing::error!(pattern, attempts, "event rejected: it was never settled");
+    Rejection {
+        reason: "no try of it came to an end".to_owned(),
+        attempts,
+        handlers: handlers.iter().map(|handling| handling.place).collect(),
+        envelope: cx.envelope().clone(),
+    }
+}
+
 impl Handling {
-    fn new(route: Route, cx: &Context) -> Self {
+    fn new(place: usize, route: Route, cx: &Context) -> Self {
         Self {
+            place,
             route,
             cx: cx.clone(),
             first: None,
         }
     }
 
-    /// Tries up to `attempts` times; returns why the event was rejected, if it was.
-    async fn run(mut self, shared: &Loop, attempts: u32) -> Option<String> {
+    /// Tries until the event has been tried `attempts` times; says so if it was in vain.
+    async fn run(
+        mut self,
+        shared: &Loop,
+        attempts: u32,
+        responder: &Mutex<&mut dyn Responder>,
+    ) -> Option<Failure> {
         let mut delay = shared.limits.first_delay;
-        let mut tries = 0;
         loop {
-            tries += 1;
             let error = match self.attempt(shared.limits.handler_timeout).await {
                 Ok(()) => {
                     log_handled(&self.cx);
@@ -199,13 +235,21 @@ impl Handling {
                 }
                 Err(error) => error,
             };
-            let pattern = self.cx.pattern();
+            let (pattern, tries) = (self.cx.pattern(), self.cx.attempt());
             if !error.code.may_pass() || tries >= attempts {
                 let error = report(&self.cx, error);
                 tracing::error!(pattern, tries, %error, "event rejected");
-                return Some(error.to_string());
+                return Some(Failure {
+                    place: self.place,
+                    reason: error.to_string(),
+                    cx: self.cx,
+                });
             }
             tracing::warn!(pattern, tries, ?error, "event failed, trying again");
+            responder
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .tried(tries);
             sleep(jittered(delay)).await;
             delay = delay.saturating_mul(4).min(MOST_DELAY);
             self.cx = self.cx.next_attempt();

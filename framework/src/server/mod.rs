@@ -211,7 +211,12 @@ impl Server {
         check_guarantees(&router, &inputs)?;
 
         let max_in_flight = limits.max_in_flight;
-        let work = Arc::new(Loop::new(router, limits, Semaphore::new(max_in_flight)));
+        let work = Arc::new(Loop::new(
+            name.clone(),
+            router,
+            limits,
+            Semaphore::new(max_in_flight),
+        ));
         let mut transports = Vec::new();
         let mut all = SelectAll::new();
         for input in inputs {

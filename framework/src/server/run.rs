@@ -29,6 +29,7 @@ use tokio_util::{
 use super::{Limits, Origin, events::Lanes};
 use crate::{
     context::Context,
+    contract::Guarantee,
     error::{Code, RpcError},
     handler::{BoxFuture, ByteStream, Reply},
     router::{MessageRoute, Route, Router, no_handler},
@@ -42,6 +43,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What all sources of a server share.
 pub(super) struct Loop {
+    service: String,
     router: Router,
     pub(super) limits: Limits,
     permits: Arc<Semaphore>,
@@ -50,14 +52,27 @@ pub(super) struct Loop {
 }
 
 impl Loop {
-    pub(super) fn new(router: Router, limits: Limits, permits: Semaphore) -> Self {
+    pub(super) fn new(service: String, router: Router, limits: Limits, permits: Semaphore) -> Self {
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         Self {
+            service,
             router,
             limits,
             permits: Arc::new(permits),
             stop,
             abort,
+        }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// How often an event may be tried.
+    pub(super) fn attempts(&self, origin: Origin) -> u32 {
+        match origin.guarantee {
+            Guarantee::AtLeastOnce => self.limits.attempts,
+            Guarantee::BestEffort => 1,
         }
     }
 
@@ -212,7 +227,7 @@ impl Driver {
             Started::Event(event) => {
                 let shared = Arc::clone(&self.shared);
                 self.in_work.spawn(async move {
-                    let outcome = event.finish(&shared).await;
+                    let outcome = event.finish(&shared, &mut delivery).await;
                     settle_or_give_back(delivery, outcome);
                     drop(permit);
                 });
@@ -324,6 +339,9 @@ fn settle_or_give_back(delivery: Delivery, outcome: Option<Outcome>) {
 fn settle(delivery: Delivery, outcome: Outcome) {
     let outcome = match (delivery.kind, outcome) {
         (Kind::Message, Outcome::Ack) => Outcome::Done,
+        (Kind::Message, Outcome::Reject(rejection)) => {
+            Outcome::Fail(RpcError::failed_precondition(rejection.reason))
+        }
         (Kind::Event, Outcome::Reply(_) | Outcome::Done | Outcome::Fail(_)) => Outcome::Ack,
         (_, outcome) => outcome,
     };

@@ -6,7 +6,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{self, Poll, Waker},
     time::Duration,
@@ -18,9 +18,9 @@ use futures_util::future::join_all;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    Call, Calls, Capabilities, ClientTransport, Control, Delivery, Error, ErrorKind, Expect, Gone,
-    Item, Kind, Order, Outcome, Pending, Replies, Responder, ServerTransport, Source, Sources,
-    Subscription, pending::lock,
+    Call, Calls, Capabilities, ClientTransport, Control, DeadLetter, DeadLetters, Delivery, Error,
+    ErrorKind, Expect, Gone, Item, Kind, Order, Outcome, Pending, Replies, Responder,
+    ServerTransport, Source, Sources, Subscription, pending::lock,
 };
 use crate::{
     contract::Guarantee,
@@ -32,6 +32,8 @@ use crate::{
 const QUEUE: usize = 1024;
 /// As generous as the brokers: what is too large here is too large anywhere.
 const MAX_PAYLOAD: usize = 16 << 20;
+/// The most dead letters that are kept; the oldest go first.
+const MOST_DEAD: usize = 4096;
 /// How long an event may wait for room in a queue.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     durable: false,
     order: Order::Key,
     redelivers: true,
+    dead_letters: true,
     cancels: true,
     stream_credit: true,
     detects_absence: true,
@@ -73,6 +76,9 @@ struct Hub {
     /// The replicas of each service.
     services: Mutex<HashMap<String, Vec<Arc<Member>>>>,
     turn: AtomicUsize,
+    /// Those of all services, oldest first.
+    dead_letters: Mutex<VecDeque<(u64, DeadLetter)>>,
+    next_dead: AtomicU64,
 }
 
 /// One subscription of one replica.
@@ -334,6 +340,53 @@ impl Hub {
     }
 }
 
+impl Hub {
+    fn bury(&self, dead_letter: DeadLetter) {
+        let id = self.next_dead.fetch_add(1, Ordering::Relaxed);
+        let mut dead_letters = lock(&self.dead_letters);
+        if dead_letters.len() == MOST_DEAD {
+            tracing::error!("the oldest dead letter is dropped: there are too many");
+            dead_letters.pop_front();
+        }
+        dead_letters.push_back((id, dead_letter));
+    }
+}
+
+#[async_trait]
+impl DeadLetters for Memory {
+    async fn list(
+        &self,
+        service: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, DeadLetter)>, Error> {
+        let after = after.and_then(|id| id.parse::<u64>().ok());
+        let dead_letters = lock(&self.hub.dead_letters);
+        let wanted = dead_letters
+            .iter()
+            .filter(|(id, dead)| dead.service == service && after.is_none_or(|after| *id > after));
+        Ok(wanted
+            .take(limit)
+            .map(|(id, dead)| (id.to_string(), dead.clone()))
+            .collect())
+    }
+
+    async fn find(&self, service: &str, id: &str) -> Result<Option<DeadLetter>, Error> {
+        let dead_letters = lock(&self.hub.dead_letters);
+        let found = dead_letters
+            .iter()
+            .find(|(other, dead)| other.to_string() == id && dead.service == service);
+        Ok(found.map(|(_, dead)| dead.clone()))
+    }
+
+    async fn discard(&self, service: &str, id: &str) -> Result<bool, Error> {
+        let mut dead_letters = lock(&self.hub.dead_letters);
+        let before = dead_letters.len();
+        dead_letters.retain(|(other, dead)| other.to_string() != id || dead.service != service);
+        Ok(dead_letters.len() < before)
+    }
+}
+
 fn absent(envelope: &Envelope) -> Error {
     Error::new(
         ErrorKind::NoResponders,
@@ -381,7 +434,7 @@ impl Attempt {
             service,
             call,
             kept,
-            number,
+            tried: number - 1,
         };
         let mut delivery = Delivery::new(kind, envelope, Box::new(responder));
         delivery.attempt = number;
@@ -396,7 +449,8 @@ struct MemoryResponder {
     call: Option<PendingCall>,
     /// The envelope, while the delivery may be made again.
     kept: Option<Envelope>,
-    number: u32,
+    /// How many tries have failed.
+    tried: u32,
 }
 
 impl Responder for MemoryResponder {
@@ -432,13 +486,17 @@ impl Responder for MemoryResponder {
         }
     }
 
+    fn tried(&mut self, attempts: u32) {
+        self.tried = attempts;
+    }
+
     fn settle(self: Box<Self>, outcome: Outcome) {
         let Self {
             hub,
             service,
             call,
             kept,
-            number,
+            tried,
         } = *self;
         let item = match outcome {
             Outcome::Reply(payload) => match fits(payload.len()) {
@@ -447,14 +505,15 @@ impl Responder for MemoryResponder {
             },
             Outcome::Done => Item::End,
             Outcome::Fail(error) => Item::Fail(error),
-            Outcome::Ack | Outcome::Reject { .. } => return,
+            Outcome::Ack => return,
+            Outcome::Reject(rejection) => return hub.bury(DeadLetter::new(service, rejection)),
             Outcome::Retry { .. } => match kept {
                 Some(envelope) => {
                     let again = Attempt {
                         envelope,
                         call,
                         repeatable: true,
-                        number: number + 1,
+                        number: tried + 1,
                     };
                     return hub.redeliver(&service, again);
                 }

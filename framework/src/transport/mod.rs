@@ -11,6 +11,7 @@
 
 mod address;
 mod calls;
+mod dead_letters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 #[cfg(feature = "kafka")]
@@ -39,9 +40,11 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_core::Stream;
 
+pub(crate) use self::dead_letters::Only;
 pub use self::{
     address::Address,
     calls::{Call, Calls, WINDOW},
+    dead_letters::{DeadLetter, DeadLetters, replay},
     memory::Memory,
     pending::{Control, Item, Pending, Replies},
 };
@@ -125,6 +128,10 @@ pub trait Responder: Send + 'static {
     /// Ready when the caller has dropped its call, where the wire can tell.
     fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()>;
 
+    /// Another try has failed, the `attempts`-th that this event has had. Whoever gets it next, should
+    /// this process end, counts on from here; where the transport has no place for it, not.
+    fn tried(&mut self, _attempts: u32) {}
+
     /// What became of the delivery. Never waits: it queues to the transport's writer.
     fn settle(self: Box<Self>, outcome: Outcome);
 }
@@ -149,11 +156,22 @@ pub enum Outcome {
         /// Not earlier than this.
         after: Duration,
     },
-    /// An event cannot be handled by anybody.
-    Reject {
-        /// Why, for whoever looks at dead letters.
-        reason: String,
-    },
+    /// The service has given an event up: it goes to the dead letters, if the transport has them, and
+    /// is then acknowledged.
+    Reject(Rejection),
+}
+
+/// Why, and after what, an event was given up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejection {
+    /// What its handlers said.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// The handlers that failed, by their place among the service's handlers of this event.
+    pub handlers: Vec<usize>,
+    /// The event, as it arrived.
+    pub envelope: Envelope,
 }
 
 /// Whether somebody waits for a reply.
@@ -339,6 +357,8 @@ pub struct Capabilities {
     pub order: Order,
     /// A delivery whose consumer dies is given to another.
     pub redelivers: bool,
+    /// An event that a service gave up is kept until somebody looks at it.
+    pub dead_letters: bool,
     /// A dropped call reaches the handler.
     pub cancels: bool,
     /// A slow reader of a stream slows its producer.
