@@ -55,11 +55,12 @@ pub(super) enum Carries {
 }
 
 impl Carries {
-    fn kind(self, message: &Message) -> Kind {
-        match self {
-            Self::Only(kind) => kind,
-            Self::Both if message.reply.is_some() => Kind::Message,
-            Self::Both => Kind::Event,
+    /// None for a request where only events are wanted: it is somebody else's to answer.
+    fn kind(self, message: &Message) -> Option<Kind> {
+        match (self, &message.reply) {
+            (Self::Only(Kind::Message), _) | (Self::Both, Some(_)) => Some(Kind::Message),
+            (_, None) => Some(Kind::Event),
+            (Self::Only(Kind::Event), Some(_)) => None,
         }
     }
 }
@@ -248,7 +249,7 @@ impl NatsSource {
 
     fn refuse(&self, message: Message) {
         match (self.carries.kind(&message), message.reply) {
-            (Kind::Message, Some(reply)) => {
+            (Some(Kind::Message), Some(reply)) => {
                 let text = format!("too many requests wait for {}", self.pattern);
                 let item = Item::Fail(RpcError::resource_exhausted(text));
                 self.shared.writer.send(wire::reply(reply, item));
@@ -258,7 +259,7 @@ impl NatsSource {
     }
 
     fn deliver(&self, message: Message) -> Option<Delivery> {
-        let kind = self.carries.kind(&message);
+        let kind = self.carries.kind(&message)?;
         let (headers, deadline) = match wire::incoming(&message) {
             wire::Incoming::Native(headers, deadline) => (headers, deadline),
             wire::Incoming::Foreign => {
