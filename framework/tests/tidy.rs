@@ -173,6 +173,7 @@ fn a_task_is_spawned_in_one_place_only() {
     let mut found = Vec::new();
     let crates = [
         "framework/src",
+        "framework/cli/src",
         "contracts/src",
         "gateway/src",
         "shop/src",
@@ -235,6 +236,7 @@ fn crates_meet_in_contracts_only() {
     others.extend(http);
     for krate in [
         "framework",
+        "framework/cli",
         "framework/macros",
         "framework/testkit",
         "contracts",
