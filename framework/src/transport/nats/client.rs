@@ -30,7 +30,7 @@ use super::{
     wire,
     writer::Writer,
 };
-use crate::{envelope::Envelope, error::RpcError};
+use crate::envelope::Envelope;
 
 /// How often a request looks whether the connection is back.
 const RECONNECT_CHECK: Duration = Duration::from_millis(20);
@@ -261,7 +261,8 @@ impl Shared {
     /// Ends every call that waits.
     fn end(&self, why: &str) {
         lock(&self.calls).clear();
-        self.pending.fail_all(&RpcError::unavailable(why));
+        self.pending
+            .fail_all(&Error::new(ErrorKind::Closed, why).into());
     }
 }
 

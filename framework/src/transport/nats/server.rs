@@ -1,4 +1,5 @@
-//! The receiving side: a source per pattern.
+//! The receiving side: a source per pattern. One for both, where a pattern names a message and an
+//! event: of two subscriptions in one queue group each would get some of either.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +18,7 @@ use super::{
         Subscription, pending::lock,
     },
     NAME, PATIENCE, capabilities, connect, pause, round_trip,
-    source::NatsSource,
+    source::{Carries, NatsSource},
     wire,
 };
 
@@ -110,13 +111,24 @@ async fn subscribe(client: &Client, subscription: &Subscription) -> Result<Subsc
             let control = client.subscribe(wire::control_subject(&pattern)).await;
             let control = Some(control.map_err(|error| refused(error, &pattern))?);
             let messages = queue(client, &pattern, group).await?;
-            let source = NatsSource::new(client, &lost, Kind::Message, pattern, messages, control);
+            let carries = match subscription
+                .events
+                .iter()
+                .any(|event| event.pattern == pattern)
+            {
+                true => Carries::Both,
+                false => Carries::Only(Kind::Message),
+            };
+            let source = NatsSource::new(client, &lost, carries, pattern, messages, control);
             sources.push(Box::new(source));
         }
-        for event in &subscription.events {
-            let pattern = event.pattern.clone();
-            let events = queue(client, &pattern, group).await?;
-            let source = NatsSource::new(client, &lost, Kind::Event, pattern, events, None);
+        let is_message =
+            |pattern: &&ByteString| subscription.messages.iter().any(|m| m.pattern == **pattern);
+        let only_events = subscription.events.iter().map(|event| &event.pattern);
+        for pattern in only_events.filter(|pattern| !is_message(pattern)) {
+            let events = queue(client, pattern, group).await?;
+            let (carries, pattern) = (Carries::Only(Kind::Event), pattern.clone());
+            let source = NatsSource::new(client, &lost, carries, pattern, events, None);
             sources.push(Box::new(source));
         }
         round_trip(client).await?;

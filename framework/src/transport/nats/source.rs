@@ -46,8 +46,27 @@ const LAST_SLACK: u64 = 16;
 /// How soon asking is repeated when the connection had no room for it.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
+/// What the messages of a subscription are.
+#[derive(Clone, Copy)]
+pub(super) enum Carries {
+    Only(Kind),
+    /// Messages where somebody waits for a reply, else events.
+    Both,
+}
+
+impl Carries {
+    /// None for a request where only events are wanted: it is somebody else's to answer.
+    fn kind(self, message: &Message) -> Option<Kind> {
+        match (self, &message.reply) {
+            (Self::Only(Kind::Message), _) | (Self::Both, Some(_)) => Some(Kind::Message),
+            (_, None) => Some(Kind::Event),
+            (Self::Only(Kind::Event), Some(_)) => None,
+        }
+    }
+}
+
 pub(super) struct NatsSource {
-    kind: Kind,
+    carries: Carries,
     pattern: ByteString,
     wildcard: bool,
     messages: Subscriber,
@@ -163,13 +182,13 @@ impl NatsSource {
     pub(super) fn new(
         client: &Client,
         lost: &Arc<Notify>,
-        kind: Kind,
+        carries: Carries,
         pattern: ByteString,
         messages: Subscriber,
         control: Option<Subscriber>,
     ) -> Self {
         Self {
-            kind,
+            carries,
             wildcard: wire::has_wildcard(&pattern),
             pattern,
             messages,
@@ -229,8 +248,8 @@ impl NatsSource {
     }
 
     fn refuse(&self, message: Message) {
-        match (self.kind, message.reply) {
-            (Kind::Message, Some(reply)) => {
+        match (self.carries.kind(&message), message.reply) {
+            (Some(Kind::Message), Some(reply)) => {
                 let text = format!("too many requests wait for {}", self.pattern);
                 let item = Item::Fail(RpcError::resource_exhausted(text));
                 self.shared.writer.send(wire::reply(reply, item));
@@ -240,6 +259,7 @@ impl NatsSource {
     }
 
     fn deliver(&self, message: Message) -> Option<Delivery> {
+        let kind = self.carries.kind(&message)?;
         let (headers, deadline) = match wire::incoming(&message) {
             wire::Incoming::Native(headers, deadline) => (headers, deadline),
             wire::Incoming::Foreign => {
@@ -261,7 +281,7 @@ impl NatsSource {
             payload: message.payload,
             deadline,
         };
-        let mut delivery = match self.kind {
+        let mut delivery = match kind {
             Kind::Message => {
                 let responder = self.shared.responder(message.reply);
                 Delivery::new(Kind::Message, envelope, Box::new(responder))

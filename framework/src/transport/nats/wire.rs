@@ -193,10 +193,16 @@ pub(super) fn reply(to: Subject, item: Item) -> OutboundMessage {
 pub(super) fn item(message: Message, pattern: &str) -> Item {
     if let Some(status) = message.status {
         let error = match status {
-            StatusCode::NO_RESPONDERS => format!("no responders for {pattern}"),
-            _ => format!("status {status} instead of a reply from {pattern}"),
+            StatusCode::NO_RESPONDERS => {
+                let text = format!("no responders for {pattern}");
+                Error::new(ErrorKind::NoResponders, text)
+            }
+            _ => {
+                let text = format!("status {status} instead of a reply from {pattern}");
+                Error::new(ErrorKind::Closed, text)
+            }
         };
-        return Item::Fail(RpcError::unavailable(error));
+        return Item::Fail(error.into());
     }
     match mark(&message) {
         None => Item::Last(message.payload),
