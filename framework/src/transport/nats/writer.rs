@@ -14,9 +14,13 @@ use tokio::task::coop::unconstrained;
 
 use super::super::pending::lock;
 
+/// The most answers kept beside those to calls in flight.
+const MOST_BACKLOG: usize = 16 * 1024;
+
 /// Hands messages to the connection at once, and keeps in order what it has no room for.
 ///
-/// What is kept is bounded by the calls in flight: a call has one reply, or a window of values.
+/// What is kept is bounded by the calls in flight: a call has one reply, or a window of values, and
+/// other answers are only kept up to a limit.
 pub(super) struct Writer {
     state: Mutex<State>,
 }
@@ -26,6 +30,8 @@ struct State {
     backlog: VecDeque<OutboundMessage>,
     /// The task that drains the backlog.
     waker: Option<Waker>,
+    /// Those who wait until there is none.
+    waiting: Vec<Waker>,
 }
 
 impl Writer {
@@ -35,6 +41,7 @@ impl Writer {
                 connection,
                 backlog: VecDeque::new(),
                 waker: None,
+                waiting: Vec::new(),
             }),
         }
     }
@@ -51,6 +58,28 @@ impl Writer {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// The same for an answer to what never became a call; false when too many wait already.
+    pub(super) fn offer(&self, message: OutboundMessage) -> bool {
+        let fits = lock(&self.state).backlog.len() < MOST_BACKLOG;
+        if fits {
+            self.send(message);
+        }
+        fits
+    }
+
+    /// Ready while nothing has to be kept: for those who could go on making messages.
+    pub(super) fn poll_room(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if state.backlog.is_empty() {
+            return Poll::Ready(());
+        }
+        let waker = cx.waker();
+        if !state.waiting.iter().any(|other| other.will_wake(waker)) {
+            state.waiting.push(waker.clone());
+        }
+        Poll::Pending
     }
 
     /// Hands over what was kept; wakes the task that asked last when there is more.
@@ -72,11 +101,13 @@ impl Writer {
         {
             state.waker = Some(cx.waker().clone());
         }
-        if state.backlog.is_empty() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        if !state.backlog.is_empty() {
+            return Poll::Pending;
         }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+        Poll::Ready(())
     }
 }
 
