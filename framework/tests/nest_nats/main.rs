@@ -1,6 +1,10 @@
 //! The wire of NestJS on NATS: captured bytes in both roles, and what no capture shows.
 
 #![cfg(feature = "nats")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "`allow-unwrap-in-tests` does not see helpers outside of tests"
+)]
 
 mod edges;
 mod peer;

@@ -20,6 +20,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -247,12 +248,19 @@ async fn headers_and_metadata_reach_the_handler_with_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_server_that_only_speaks_native_ignores_packets() {
+async fn a_server_that_only_speaks_native_ignores_the_rest() {
     let url = nats!();
     let pattern = unique("native");
     let (heard, mut hearing) = mpsc::unbounded_channel();
     let router = Router::new().message_at(pattern.clone(), tell(&heard, "native"));
     let server = start(&format!("{url}?wire=native"), "native", router).await;
+    let mut peer = Peer::connect(&url).await;
+    let control = format!("_nestling.ctl.{pattern}");
+    for junk in ["", "\u{fffd}\0", r#"{"pattern":"a","data":1,"id":"x"}"#] {
+        peer.publish(&pattern, Some("nowhere"), junk).await;
+        peer.publish(&control, Some("nowhere"), junk).await;
+    }
+    peer.round_trip().await;
     let [native, nest] = clients(&url).await;
     let short = Duration::from_millis(200);
     let error = nest.send_at::<String>(pattern.clone(), &()).timeout(short);
@@ -260,6 +268,33 @@ async fn a_server_that_only_speaks_native_ignores_packets() {
     assert!(hearing.try_recv().is_err());
     let reply = native.send_at::<String>(pattern, &()).timeout(SOON);
     assert_eq!(reply.await.as_deref(), Ok("native"));
+    server.shutdown().await;
+}
+
+/// It is from a later nestling, and certainly not from NestJS.
+#[tokio::test]
+async fn a_version_that_nobody_knows_runs_nothing() {
+    let url = nats!();
+    let pattern = unique("later");
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    let router = Router::new()
+        .message_at(pattern.clone(), tell(&heard, "message"))
+        .event_at(pattern.clone(), tell(&heard, "event"));
+    let server = start(&url, "later", router).await;
+    let mut peer = Peer::connect(&url).await;
+    let inbox = unique("_INBOX.later");
+    peer.subscribe(&inbox).await;
+    for reply in [None, Some(&*inbox), Some("_nestling.re.x.1")] {
+        let packet = r#"{"data":1,"id":1}"#;
+        peer.publish_with_headers(&pattern, reply, "nestling: 2\r\n", packet)
+            .await;
+    }
+    peer.publish(&pattern, Some(&inbox), r#"{"data":1,"id":2}"#)
+        .await;
+    let expected = r#"{"response":"message","isDisposed":true,"id":2}"#;
+    assert_eq!(peer.frame().await.payload(), expected);
+    assert_eq!(hearing.recv().await, Some("message"));
+    assert!(hearing.is_empty());
     server.shutdown().await;
 }
 
@@ -367,6 +402,7 @@ async fn more_packets_than_a_service_can_hold_are_refused_not_lost() {
 struct Valve {
     url: String,
     shut: Arc<AtomicBool>,
+    _forwarding: JoinSet<()>,
 }
 
 impl Valve {
@@ -376,25 +412,36 @@ impl Valve {
         let broker = url.strip_prefix("nats://").unwrap().to_owned();
         let shut = Arc::new(AtomicBool::new(false));
         let closed = Arc::clone(&shut);
-        tokio::spawn(async move {
-            let (server, _) = listener.accept().await.unwrap();
-            let broker = TcpStream::connect(broker).await.unwrap();
-            let (mut from_server, mut to_server) = server.into_split();
-            let (mut from_broker, mut to_broker) = broker.into_split();
-            tokio::spawn(async move { tokio::io::copy(&mut from_broker, &mut to_server).await });
-            let mut buffer = [0; 16 * 1024];
-            loop {
-                while closed.load(Ordering::SeqCst) {
-                    sleep(Duration::from_millis(5)).await;
+        let mut forwarding = JoinSet::new();
+        forwarding.spawn(async move {
+            let (mut server, _) = listener.accept().await.unwrap();
+            let mut broker = TcpStream::connect(broker).await.unwrap();
+            let (mut from_server, mut to_server) = server.split();
+            let (mut from_broker, mut to_broker) = broker.split();
+            let back = tokio::io::copy(&mut from_broker, &mut to_server);
+            let there = async {
+                let mut buffer = [0; 16 * 1024];
+                loop {
+                    while closed.load(Ordering::SeqCst) {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                    let read = from_server.read(&mut buffer).await.unwrap_or_default();
+                    if read == 0 {
+                        return;
+                    }
+                    to_broker.write_all(&buffer[..read]).await.unwrap();
                 }
-                let read = from_server.read(&mut buffer).await.unwrap_or_default();
-                if read == 0 {
-                    return;
-                }
-                to_broker.write_all(&buffer[..read]).await.unwrap();
+            };
+            tokio::select! {
+                () = there => {}
+                ended = back => drop(ended),
             }
         });
-        Self { url: own, shut }
+        Self {
+            url: own,
+            shut,
+            _forwarding: forwarding,
+        }
     }
 }
 
@@ -442,4 +489,52 @@ async fn a_connection_that_takes_nothing_slows_a_stream() {
         .await
         .expect("the stream stands still");
     drop((values, server));
+}
+
+/// Says so when it is dropped.
+struct Ended(mpsc::UnboundedSender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.send(()).ok();
+    }
+}
+
+/// It cannot be taken up again, and nothing else would end it: there is no credit on this wire.
+#[tokio::test]
+async fn a_stream_ends_with_a_connection_that_broke_down() {
+    let url = nats!();
+    let (endless, other) = (unique("endless"), unique("other"));
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let produce = move || {
+        let held = Ended(ended.clone());
+        async move {
+            Streaming::new(stream::iter(0_u64..).then(move |n| {
+                let _held = &held;
+                async move {
+                    sleep(Duration::from_millis(1)).await;
+                    Ok(n)
+                }
+            }))
+        }
+    };
+    let router = Router::new()
+        .message_at(endless.clone(), produce)
+        .message_at(other.clone(), echo);
+    let server = start(&url, "broken", router).await;
+    let mut peer = Peer::connect(&url).await;
+    let inbox = unique("_INBOX.broken");
+    peer.subscribe(&inbox).await;
+    peer.publish(&endless, Some(&inbox), r#"{"data":1,"id":1}"#)
+        .await;
+    assert_eq!(peer.frame().await.payload(), r#"{"response":0,"id":1}"#);
+    // The client library panics on it.
+    peer.publish_with_headers(&other, None, "x: a\rb\r\n", "1")
+        .await;
+    let [_, nest] = clients(&url).await;
+    let back = async { while nest.send_at::<u64>(other.clone(), &7).await.is_err() {} };
+    timeout(SOON, back).await.expect("the service is gone");
+    let end = timeout(SOON, ends.recv()).await;
+    assert_eq!(end.expect("the stream goes on"), Some(()));
+    server.shutdown().await;
 }

@@ -165,3 +165,110 @@ pub(super) fn item(message: &Message, ids: &CallIds, call: u64) -> Option<Result
         Err(error) => Some(Err(NoItem::NotJson(error.to_string()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, value::RawValue};
+
+    use super::*;
+
+    /// What is not sent like this: a number as the pattern, and metadata in the packet.
+    const OTHERS: [&str; 3] = [
+        "req_number_pattern",
+        "req_with_metadata",
+        "event_with_metadata",
+    ];
+
+    #[derive(serde::Deserialize)]
+    struct Parts<'a> {
+        #[serde(borrow)]
+        pattern: &'a RawValue,
+        #[serde(borrow)]
+        data: &'a RawValue,
+        id: Option<String>,
+    }
+
+    /// Every packet of the captured client that has no headers.
+    #[test]
+    fn without_headers_and_deadline_the_bytes_are_those_of_nestjs() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nest/vectors/nats.json");
+        let file: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let mut same = 0;
+        for frame in file["vectors"].as_array().unwrap() {
+            let text = |member: &str| frame[member].as_str().unwrap_or_default();
+            let name = text("name");
+            if text("direction") != "client->broker" || text("op") != "PUB" {
+                continue;
+            }
+            let packet = text("payload_utf8");
+            let parts: Parts<'_> = serde_json::from_str(packet).unwrap();
+            let written = serde_json::from_str::<String>(parts.pattern.get());
+            let pattern = written.unwrap_or_else(|_| parts.pattern.get().to_owned());
+            let data = Bytes::copy_from_slice(parts.data.get().as_bytes());
+            let envelope = Envelope::new(pattern, data);
+            let message = match &parts.id {
+                Some(id) => request(&envelope, "_INBOX.x.1".into(), id),
+                None => event(&envelope),
+            };
+            let message = message.unwrap();
+            assert_eq!(message.headers, None, "{name}");
+            let equal = message.payload == packet;
+            assert_eq!(equal, !OTHERS.contains(&name), "{name}");
+            assert_eq!(text("line").split(' ').nth(1), Some(&*message.subject));
+            same += usize::from(equal);
+        }
+        assert_eq!(same, 42);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_are_those_of_the_envelope_and_the_remaining_time() {
+        let mut envelope = Envelope::new("a.b", "1");
+        envelope.headers.set("content-type", "application/json");
+        envelope.headers.set("x-own", "ü");
+        envelope.headers.set("nestling", "1");
+        envelope.deadline = Some(Instant::now() + Duration::from_millis(250));
+        let message = request(&envelope, "_INBOX.x.1".into(), "id").unwrap();
+        let headers = message.headers.unwrap();
+        let value = |name: &str| headers.get(name).map(|value| value.as_str());
+        assert_eq!(headers.len(), 2);
+        assert_eq!(
+            (value("x-own"), value("deadline")),
+            (Some("ü"), Some("250"))
+        );
+        envelope.headers.insert("x-own", "a\nb");
+        event(&envelope).unwrap_err();
+    }
+
+    #[test]
+    fn an_empty_answer_says_that_nobody_is_there() {
+        let ids = CallIds::new();
+        let message = |payload: &str| Message {
+            subject: "_INBOX.x.7".into(),
+            reply: None,
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            headers: None,
+            status: None,
+            description: None,
+            length: payload.len(),
+        };
+        assert_eq!(item(&message(""), &ids, 7), Some(Err(NoItem::NoResponders)));
+        let own = format!(
+            r#"{{"response":1,"isDisposed":true,"id":"{}"}}"#,
+            ids.text(7)
+        );
+        assert_eq!(
+            item(&message(&own), &ids, 7),
+            Some(Ok(Item::Last("1".into())))
+        );
+        assert_eq!(item(&message(&own), &ids, 8), None);
+        let error = item(&message("hi"), &ids, 7).unwrap().unwrap_err();
+        let error = error.into_error("a.b");
+        assert!(
+            error
+                .message
+                .starts_with("a.b answered with what is not JSON")
+        );
+    }
+}

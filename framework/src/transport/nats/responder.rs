@@ -123,7 +123,7 @@ impl Responder for NatsResponder {
         match &self.caller {
             Some(Caller::Native { call, .. }) => call.poll_credit(cx),
             // There is no credit: the connection itself is what slows a stream.
-            Some(Caller::Nest { .. }) => self.shared.writer.poll_room(cx).map(Ok),
+            Some(Caller::Nest { .. }) => self.shared.writer.poll_room(cx),
             None => Poll::Ready(Err(Gone)),
         }
     }

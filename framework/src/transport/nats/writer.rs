@@ -8,11 +8,11 @@ use std::{
     task::{self, Poll, Waker},
 };
 
-use async_nats::{Client, message::OutboundMessage};
+use async_nats::{Client, PublishErrorKind, message::OutboundMessage};
 use futures_util::{FutureExt, SinkExt};
 use tokio::task::coop::unconstrained;
 
-use super::super::pending::lock;
+use super::super::{Gone, pending::lock};
 
 /// The most answers kept beside those to calls in flight.
 const MOST_BACKLOG: usize = 16 * 1024;
@@ -32,6 +32,8 @@ struct State {
     waker: Option<Waker>,
     /// Those who wait until there is none.
     waiting: Vec<Waker>,
+    /// The connection is gone for good.
+    closed: bool,
 }
 
 impl Writer {
@@ -42,6 +44,7 @@ impl Writer {
                 backlog: VecDeque::new(),
                 waker: None,
                 waiting: Vec::new(),
+                closed: false,
             }),
         }
     }
@@ -70,10 +73,13 @@ impl Writer {
     }
 
     /// Ready while nothing has to be kept: for those who could go on making messages.
-    pub(super) fn poll_room(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+    pub(super) fn poll_room(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
         let mut state = lock(&self.state);
+        if state.closed {
+            return Poll::Ready(Err(Gone));
+        }
         if state.backlog.is_empty() {
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
         }
         let waker = cx.waker();
         if !state.waiting.iter().any(|other| other.will_wake(waker)) {
@@ -123,6 +129,7 @@ impl State {
     /// After the connection said it has room, or that it is closed.
     fn start(&mut self, message: OutboundMessage) {
         if let Err(error) = self.connection.start_send_unpin(message) {
+            self.closed |= error.kind() == PublishErrorKind::Send;
             tracing::warn!(%error, "not published");
         }
     }
