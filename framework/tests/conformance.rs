@@ -6,6 +6,7 @@ nestling_testkit::conformance! {
     memory => Fixture::memory();
     tcp => Fixture::peer("tcp://127.0.0.1:0");
     nats => Fixture::broker(Kind::Nats, "");
+    nats_nest => Fixture::broker(Kind::Nats, "").map(|nats| nats.calling("wire=nest"));
     redis => Fixture::broker(Kind::Redis, "");
     kafka => Fixture::broker(Kind::Kafka, "");
 }

@@ -4,6 +4,7 @@
 //! `docs/wire/nest.md` says what travels, and where we differ from NestJS.
 
 mod failure;
+mod ids;
 mod packet;
 
 use std::{collections::HashSet, time::Duration};
@@ -12,9 +13,12 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
-pub(super) use self::packet::{
-    Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
-    write_no_handler, write_request,
+pub(super) use self::{
+    ids::CallIds,
+    packet::{
+        Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
+        write_no_handler, write_request,
+    },
 };
 use super::Subscription;
 use crate::{
