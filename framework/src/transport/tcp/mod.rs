@@ -10,6 +10,8 @@ mod answer;
 mod client;
 mod closing;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(super) mod feed;
 mod frame;
 mod input;
 mod link;
@@ -150,10 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_not_asked_for_the_wire_it_speaks_anyhow() {
+        let server = |url: &str| Settings::server(&url.parse()?).map(|settings| settings.wire);
+        assert_eq!(server("tcp://h").unwrap(), None);
+        assert_eq!(server("tcp://h?wire=native").unwrap(), Some(Wire::Native));
+        let refused = server("tcp://h?wire=nest").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Config);
+        assert!(refused.to_string().contains("wire=native"), "{refused}");
+        let client = settings("tcp://h?wire=nest").unwrap();
+        assert_eq!(client.wire, Some(Wire::Nest));
+        assert!(!client.capabilities().cancels && !client.capabilities().stream_credit);
+    }
+
+    #[test]
     fn urls_that_make_no_sense_are_refused() {
         for url in [
             "tcp://",
             "tcp://h?wire=morse",
+            "tcp://h?wire=",
             "tcp://h?max_frame=1",
             "tcp://h?max_frame=x",
         ] {
