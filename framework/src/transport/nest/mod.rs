@@ -59,17 +59,21 @@ impl Routes {
 
     /// The route a packet's own pattern leads to, if it is handled here.
     pub(super) fn of_packet(&self, packet: &Packet) -> Option<ByteString> {
+        if let Some(name) = packet.plain_name() {
+            return self.of_name(&name);
+        }
         let json = std::str::from_utf8(packet.pattern.as_deref()?).ok()?;
-        self.known(pattern::lookup_json(json)?)
+        self.known(&pattern::lookup_json(json)?)
     }
 
     /// The route that the name of a subject, channel or topic leads to, if it is handled here.
     pub(super) fn of_name(&self, name: &ByteString) -> Option<ByteString> {
-        self.known(pattern::lookup(name)?)
+        self.known(&pattern::lookup(name)?)
     }
 
-    fn known(&self, route: ByteString) -> Option<ByteString> {
-        self.routes.contains(&route).then_some(route)
+    /// The service's own copy, which keeps nothing of what was received alive.
+    fn known(&self, route: &ByteString) -> Option<ByteString> {
+        self.routes.get(route).cloned()
     }
 }
 

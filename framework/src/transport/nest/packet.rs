@@ -31,6 +31,29 @@ pub(in crate::transport) struct Packet {
     pub(in crate::transport) metadata: Headers,
 }
 
+impl Packet {
+    /// The pattern as text: a string's own, or the JSON of anything else.
+    pub(in crate::transport) fn name(&self) -> ByteString {
+        let Some(json) = &self.pattern else {
+            return ByteString::from_static("undefined");
+        };
+        self.plain_name()
+            .or_else(|| serde_json::from_slice::<String>(json).ok().map(Into::into))
+            .or_else(|| json.clone().try_into().ok())
+            .unwrap_or_default()
+    }
+
+    /// The pattern, if it is a string that needs no unescaping, without a copy.
+    pub(super) fn plain_name(&self) -> Option<ByteString> {
+        let json = self.pattern.as_ref()?;
+        let text = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        if text.contains(&b'\\') {
+            return None;
+        }
+        json.slice_ref(text).try_into().ok()
+    }
+}
+
 /// What a server received.
 #[derive(Debug)]
 pub(in crate::transport) enum Incoming {
@@ -409,6 +432,16 @@ mod tests {
         assert_eq!(packet.id.as_deref(), Some(&br#"{"x":[]}"#[..]));
         assert_eq!(packet.metadata.get("k"), Some("v\n"));
         assert_eq!(packet.metadata.get("n"), Some("1"));
+    }
+
+    #[test]
+    fn a_pattern_has_a_name_however_it_is_written() {
+        let name = |pattern: &str| packet(&format!(r#"{{"data":1,{pattern}"id":1}}"#)).name();
+        assert_eq!(name(r#""pattern":"user.get","#), "user.get");
+        assert_eq!(name(r#""pattern":"\u0061\"ü","#), "a\"ü");
+        assert_eq!(name(r#""pattern":"\ud800","#), r#""\ud800""#);
+        assert_eq!(name(r#""pattern":{"a": 1},"#), r#"{"a": 1}"#);
+        assert_eq!(name(""), "undefined");
     }
 
     #[test]
