@@ -480,6 +480,8 @@ static SCHEMES: &[Scheme] = &[
     nats::SCHEME,
     #[cfg(feature = "redis")]
     redis::SCHEME,
+    #[cfg(feature = "redis")]
+    redis::PUBSUB_SCHEME,
     #[cfg(feature = "kafka")]
     kafka::SCHEME,
 ];

@@ -4,6 +4,7 @@
 //! `docs/wire/nest.md` says what travels, and where we differ from NestJS.
 
 mod failure;
+mod ids;
 mod packet;
 
 use std::{collections::HashSet, time::Duration};
@@ -12,6 +13,10 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
+#[cfg(any(feature = "tcp", feature = "nats", feature = "redis"))]
+pub(super) use self::ids::CallIds;
+#[cfg(feature = "redis")]
+pub(super) use self::packet::is_answer;
 pub(super) use self::packet::{
     Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
     write_no_handler, write_request,

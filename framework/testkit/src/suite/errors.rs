@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nestling::{Code, Router, RpcError};
+use nestling::{Code, Router, RpcError, transport::Wire};
 
 use super::{
     fixture::{Stage, echo},
@@ -73,7 +73,8 @@ pub async fn an_unknown_pattern_is_an_error(stage: Stage) {
     assert_eq!(client.send_at::<u64>(known, &3).await, Ok(3));
 }
 
-/// A payload that is not what the handler takes is refused before it runs.
+/// A payload that is not what the handler takes is refused before it runs. A wire that carries JSON only has no word for
+/// another encoding.
 pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
     let pattern = stage.pattern("number");
     let server = stage
@@ -83,10 +84,12 @@ pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
 
     let error = client.send_at::<u64>(pattern, &"seven").await.unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
-    let foreign = client
-        .send_at::<u64>(pattern, &7)
-        .header("content-type", "application/x-strange");
-    assert_eq!(foreign.await.unwrap_err().code, Code::InvalidArgument);
+    if client.wire() == Wire::Native {
+        let foreign = client
+            .send_at::<u64>(pattern, &7)
+            .header("content-type", "application/x-strange");
+        assert_eq!(foreign.await.unwrap_err().code, Code::InvalidArgument);
+    }
     assert_eq!(client.send_at::<u64>(pattern, &7).await, Ok(7));
 }
 
