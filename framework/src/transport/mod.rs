@@ -481,7 +481,7 @@ static SCHEMES: &[Scheme] = &[
     #[cfg(feature = "redis")]
     redis::SCHEME,
     #[cfg(feature = "redis")]
-    redis::PUBSUB_SCHEME,
+    redis::SCHEME_PUBSUB,
     #[cfg(feature = "kafka")]
     kafka::SCHEME,
 ];

@@ -55,7 +55,7 @@ pub(super) const SCHEME: Scheme = Scheme {
 };
 
 /// The channels of NestJS only.
-pub(super) const PUBSUB_SCHEME: Scheme = Scheme {
+pub(super) const SCHEME_PUBSUB: Scheme = Scheme {
     name: "redis+pubsub",
     options: &["max_payload"],
     server: |address| Box::pin(async move { open_server(&address, Hears::Channels) }),
@@ -150,7 +150,7 @@ impl Options {
         if claim_idle < 100 {
             return Err(config("claim_idle is at least 100 milliseconds"));
         }
-        let schemes = [SCHEME.name, PUBSUB_SCHEME.name];
+        let schemes = [SCHEME.name, SCHEME_PUBSUB.name];
         let name = schemes.into_iter().find(|name| *name == address.scheme());
         Ok(Arc::new(Self {
             name: name.unwrap_or(SCHEME.name),

@@ -76,10 +76,11 @@ impl Inbox {
         drop(state);
         let refused = Refused::new(message);
         let mut state = lock(&self.state);
-        match refused {
-            Some(refused) if state.refused.len() < self.most => state.refused.push(refused),
-            _ => state.lost += 1,
-        }
+        let Some(refused) = refused.filter(|_| state.refused.len() < self.most) else {
+            state.lost += 1;
+            return false;
+        };
+        state.refused.push(refused);
         state.refused.len() == 1
     }
 
