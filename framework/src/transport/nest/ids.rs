@@ -1,7 +1,11 @@
-//! [`CallIds`]: the ids of a client's requests.
+//! [`CallIds`]: the ids of a client's requests, as texts.
 
-/// Ids as NestJS makes them: 21 hexadecimal digits. Five say which client it is, where replies to
-/// several clients come the same way; the others are the call.
+/// How many hexadecimal digits the salt has; NestJS's ids have 21.
+const SALT_DIGITS: usize = 5;
+const CALL_DIGITS: usize = 16;
+
+/// Between a call's number and the text that is its id: 21 lower-case hexadecimal digits, of which
+/// the first five are the client's own, so that replies to another client's calls are told apart.
 #[derive(Debug)]
 pub(in crate::transport) struct CallIds {
     salt: u32,
@@ -10,25 +14,27 @@ pub(in crate::transport) struct CallIds {
 impl CallIds {
     pub(in crate::transport) fn new() -> Self {
         Self {
-            salt: fastrand::u32(..1 << 20),
+            salt: fastrand::u32(..1 << (4 * SALT_DIGITS)),
         }
     }
 
     /// The id of a call.
     pub(in crate::transport) fn text(&self, call: u64) -> String {
-        format!("{:05x}{call:016x}", self.salt)
+        format!("{:0SALT_DIGITS$x}{call:0CALL_DIGITS$x}", self.salt)
     }
 
-    /// The call that an id in JSON names, if it is one of ours.
+    /// The call whose id this is, in JSON; `None` if it is none of this client's.
     pub(in crate::transport) fn parse(&self, json: &[u8]) -> Option<u64> {
-        let digits = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if digits.len() != 21 || !digits.iter().all(is_digit) {
+        let id = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        let canonical = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if id.len() != SALT_DIGITS + CALL_DIGITS || !id.iter().all(canonical) {
             return None;
         }
-        let (salt, call) = std::str::from_utf8(digits).ok()?.split_at(5);
-        let is_ours = u32::from_str_radix(salt, 16) == Ok(self.salt);
-        u64::from_str_radix(call, 16).ok().filter(|_| is_ours)
+        let (salt, call) = std::str::from_utf8(id).ok()?.split_at(SALT_DIGITS);
+        if u32::from_str_radix(salt, 16) != Ok(self.salt) {
+            return None;
+        }
+        u64::from_str_radix(call, 16).ok()
     }
 }
 
@@ -37,23 +43,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_knows_its_own_ids() {
-        let (ours, theirs) = (CallIds { salt: 1 }, CallIds { salt: 0xfffff });
+    fn an_id_leads_back_to_its_call() {
+        let ids = CallIds::new();
         for call in [0, 7, u64::MAX] {
-            let json = format!("\"{}\"", ours.text(call));
-            assert_eq!(json.len(), 23);
-            assert_eq!(ours.parse(json.as_bytes()), Some(call));
-            assert_eq!(theirs.parse(json.as_bytes()), None);
+            let text = ids.text(call);
+            assert_eq!(text.len(), 21);
+            assert_eq!(ids.parse(format!("\"{text}\"").as_bytes()), Some(call));
         }
-        for odd in [
+        assert_eq!(CallIds { salt: 0xab }.text(1), "000ab0000000000000001");
+    }
+
+    #[test]
+    fn what_is_no_id_of_ours_is_nobodys() {
+        let ids = CallIds { salt: 0xabcde };
+        for json in [
             "",
-            "\"",
             "7",
-            "\"7\"",
-            "\"00001+00000000000001a\"",
-            "\"00001000000000000000G\"",
+            "null",
+            "\"",
+            "\"abcde000000000000001\"",
+            "\"abcde00000000000000011\"",
+            "\"abcdf0000000000000001\"",
+            "\"ABCDE0000000000000001\"",
+            "\"+bcde+000000000000001\"",
+            "abcde0000000000000001",
         ] {
-            assert_eq!(ours.parse(odd.as_bytes()), None, "{odd}");
+            assert_eq!(ids.parse(json.as_bytes()), None, "{json}");
         }
     }
 }

@@ -13,13 +13,14 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
-#[cfg(any(feature = "tcp", feature = "nats", feature = "redis"))]
-pub(super) use self::ids::CallIds;
 #[cfg(feature = "redis")]
 pub(super) use self::packet::is_answer;
-pub(super) use self::packet::{
-    Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
-    write_no_handler, write_request,
+pub(super) use self::{
+    ids::CallIds,
+    packet::{
+        Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
+        write_no_handler, write_request,
+    },
 };
 use super::Subscription;
 use crate::{

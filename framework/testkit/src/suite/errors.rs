@@ -73,8 +73,7 @@ pub async fn an_unknown_pattern_is_an_error(stage: Stage) {
     assert_eq!(client.send_at::<u64>(known, &3).await, Ok(3));
 }
 
-/// A payload that is not what the handler takes is refused before it runs. A wire that carries JSON only has no word for
-/// another encoding.
+/// A payload that is not what the handler takes is refused before it runs.
 pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
     let pattern = stage.pattern("number");
     let server = stage
@@ -84,6 +83,7 @@ pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
 
     let error = client.send_at::<u64>(pattern, &"seven").await.unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
+    // NestJS's wire carries JSON, whatever a header calls it.
     if client.wire() == Wire::Native {
         let foreign = client
             .send_at::<u64>(pattern, &7)
