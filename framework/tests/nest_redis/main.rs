@@ -1,6 +1,7 @@
 //! The wire of NestJS on Redis: captured bytes in both roles, and what no capture shows.
 
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod edges;
 mod handlers;

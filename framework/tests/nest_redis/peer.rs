@@ -17,7 +17,7 @@ pub(crate) enum Answer {
     Line(String),
     Number(i64),
     Bytes(Option<Vec<u8>>),
-    List(Vec<Answer>),
+    List(Vec<Self>),
 }
 
 impl Answer {
@@ -169,9 +169,10 @@ fn heard(answer: &Answer) -> Option<Heard> {
     let Answer::List(parts) = answer else {
         return None;
     };
-    let (channel, payload) = match (parts.first()?.text(), &parts[1..]) {
-        ("message", [channel, payload]) | ("pmessage", [_, channel, payload]) => (channel, payload),
-        _ => return None,
+    let (("message", [channel, payload]) | ("pmessage", [_, channel, payload])) =
+        (parts.first()?.text(), &parts[1..])
+    else {
+        return None;
     };
     Some(Heard {
         channel: channel.text().to_owned(),
