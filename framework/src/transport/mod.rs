@@ -501,6 +501,8 @@ static SCHEMES: &[Scheme] = &[
     nats::SCHEME,
     #[cfg(feature = "redis")]
     redis::SCHEME,
+    #[cfg(feature = "redis")]
+    redis::SCHEME_PUBSUB,
     #[cfg(feature = "kafka")]
     kafka::SCHEME,
 ];

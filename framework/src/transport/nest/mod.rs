@@ -13,6 +13,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
+#[cfg(feature = "redis")]
+pub(super) use self::packet::is_answer;
 pub(super) use self::{
     ids::CallIds,
     packet::{
