@@ -8,4 +8,5 @@ nestling_testkit::conformance! {
     nats => Fixture::broker(Kind::Nats, "");
     redis => Fixture::broker(Kind::Redis, "");
     kafka => Fixture::broker(Kind::Kafka, "");
+    kafka_nest => Fixture::broker(Kind::Kafka, "").map(|kafka| kafka.calling("wire=nest"));
 }

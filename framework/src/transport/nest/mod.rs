@@ -4,6 +4,7 @@
 //! `docs/wire/nest.md` says what travels, and where we differ from NestJS.
 
 mod failure;
+mod ids;
 mod packet;
 
 use std::{collections::HashSet, time::Duration};
@@ -21,6 +22,8 @@ use crate::{
     envelope::{Envelope, Headers, header},
     pattern,
 };
+
+pub(super) use self::ids::CallIds;
 
 #[cfg(feature = "kafka")]
 pub(super) use self::failure::{read as read_failure, write as write_failure};
