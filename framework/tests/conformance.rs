@@ -15,4 +15,5 @@ nestling_testkit::conformance! {
     });
     redis_pubsub => Fixture::broker(Kind::Redis, "").map(|fixture| fixture.scheme("redis+pubsub"));
     kafka => Fixture::broker(Kind::Kafka, "");
+    kafka_nest => Fixture::broker(Kind::Kafka, "").map(|kafka| kafka.calling("wire=nest"));
 }

@@ -28,6 +28,8 @@ use crate::{
     pattern,
 };
 
+pub(super) use self::ids::CallIds;
+
 #[cfg(feature = "kafka")]
 pub(super) use self::failure::{read as read_failure, write as write_failure};
 
