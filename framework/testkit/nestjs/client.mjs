@@ -7,9 +7,13 @@
 //     {"id":1,"do":"emit","pattern":…,"data":…,"headers":{…}}
 //     {"id":1,"do":"close"}
 //
-// Each is answered with any number of `{"id":1,"value":…}` (`"undefined":true` for one that JSON cannot say), and then
-// with `{"id":1,"complete":true}`, `{"id":1,"error":…}` for an error that is a plain value, or
-// `{"id":1,"exception":{"name":…,"message":…}}` for one that is an `Error`.
+// Each is answered with any number of values, and then with what ended it:
+//
+//     {"id":1,"is":"value","what":…}
+//     {"id":1,"is":"undefined"}                                   a value that JSON cannot say
+//     {"id":1,"is":"complete"}
+//     {"id":1,"is":"error","what":…}                              an error that is a plain value
+//     {"id":1,"is":"exception","what":{"name":…,"message":…}}     one that is an `Error`
 
 import { AsyncLocalStorage } from 'node:async_hooks';
 
@@ -44,8 +48,8 @@ function execute(command) {
   const attached = headers ? wire.attach(command.data, headers) : { data: command.data };
   metadata.run(attached.metadata, () => {
     start(command, attached.data).subscribe({
-      next: (value) => say(value === undefined ? { id, undefined: true } : { id, value }),
-      complete: () => say({ id, complete: true }),
+      next: (value) => say(value === undefined ? { id, is: 'undefined' } : { id, is: 'value', what: value }),
+      complete: () => say({ id, is: 'complete' }),
       error: (error) => say({ id, ...describe(error) }),
     });
   });
@@ -68,7 +72,7 @@ function start({ do: verb, pattern, take: count }, data) {
 
 function describe(error) {
   if (error instanceof Error) {
-    return { exception: { name: error.constructor.name, message: error.message } };
+    return { is: 'exception', what: { name: error.constructor.name, message: error.message } };
   }
-  return { error: error === undefined ? null : error };
+  return { is: 'error', what: error ?? null };
 }

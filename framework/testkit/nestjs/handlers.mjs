@@ -16,8 +16,7 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
     message(at('echo'), (data) => data),
     message(at('double'), (number) => Number(number) * 2),
     message(at('is_even'), (number) => Number(number) % 2 === 0),
-    message(at('greet'), ({ name }) => `Hello, ${name}!`),
-    message(at('promise'), async (data) => data),
+    message(at('greet'), async ({ name }) => `Hello, ${name}!`),
     message(at('null'), () => null),
     message(at('undefined'), () => undefined),
     message(at('silent'), () => NEVER),
@@ -45,6 +44,7 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
       // Kafka would bring it again; elsewhere it is gone.
       return scheme === 'kafka' ? undefined : fail(new Error('an event handler failed'));
     }),
+    message(numberOf(run), (data) => data),
     message(at('seen'), (name) => seen.filter((entry) => entry.event === name)),
   ];
   if (scheme === 'kafka') {
@@ -55,7 +55,6 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
     // Not in the order in which NestJS sorts keys, and with everything that it escapes.
     message({ z: 1, run, a: { y: 'q"uote\\', b: true, n: null }, B: [2, 'x'] }, (data) => data),
     message(at('zażółć.😀'), (data) => data),
-    message(numberOf(run), (data) => data),
     event({ kind: at('user'), type: 'created' }, record('user.created')),
   ];
   if (scheme === 'nats') {
@@ -72,7 +71,7 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
 
 /** The names of the topics that the handlers listen to. */
 export function topics(list) {
-  return list.map(({ pattern }) => pattern);
+  return list.map(({ pattern }) => `${pattern}`);
 }
 
 /** A controller with one method for each handler, decorated by hand as there is no compiler to do it. */

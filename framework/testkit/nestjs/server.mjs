@@ -22,7 +22,7 @@ const application = await NestFactory.createMicroservice(Application, {
   logger: new ErrorLogger(),
 });
 await application.listen();
-const url = (await wire.listening(application.unwrap())) ?? options.url;
+const address = await wire.listening(application.unwrap());
 onCommand(() => {});
 process.on('SIGTERM', () => application.close().then(() => process.exit(0)));
-say({ ready: true, url });
+say({ ready: true, url: options.url, ...address });

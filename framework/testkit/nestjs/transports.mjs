@@ -27,7 +27,7 @@ function tcp({ host, port }) {
     metadata: (context) => context.getMetadata() ?? null,
     destination: (context) => context.getPattern(),
     // The port may have been any free one.
-    listening: async (server) => `tcp://${host}:${server.address().port}`,
+    listening: async (server) => ({ url: `tcp://${host}:${server.address().port}` }),
   };
 }
 
@@ -40,7 +40,7 @@ function redis({ host, port }) {
     metadata: (context) => context.getMetadata() ?? null,
     destination: (context) => context.getChannel(),
     // NestJS does not wait for its subscriptions; Redis answers in order.
-    listening: async ([, subscriber]) => subscriber.ping(),
+    listening: async ([, subscriber]) => void (await subscriber.ping()),
   };
 }
 
@@ -60,7 +60,7 @@ function nats({ host, port, run }) {
     },
     destination: (context) => context.getSubject(),
     // NestJS does not wait for its subscriptions; a server answers in order.
-    listening: async (connection) => connection.flush(),
+    listening: async (connection) => void (await connection.flush()),
   };
 }
 

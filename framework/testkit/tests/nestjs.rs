@@ -45,8 +45,8 @@ fn two_applications_talk_until_they_are_stopped() {
     client
         .say(r#"{"id":1,"do":"send","pattern":"testkit-1.echo","data":"ż"}"#)
         .unwrap();
-    assert_eq!(next(), r#"{"id":1,"value":"ż"}"#);
-    assert_eq!(next(), r#"{"id":1,"complete":true}"#);
+    assert_eq!(next(), r#"{"id":1,"is":"value","what":"ż"}"#);
+    assert_eq!(next(), r#"{"id":1,"is":"complete"}"#);
 
     assert!(
         server.log().contains("successfully started"),
