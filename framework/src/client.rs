@@ -16,7 +16,11 @@ use crate::{
     envelope::{Envelope, header},
     error::RpcError,
     handler::{BoxFuture, Streaming},
-    transport::{Capabilities, ClientIdentity, ClientTransport, Error, Expect, Item, Replies},
+    pattern,
+    transport::{
+        Capabilities, ClientIdentity, ClientTransport, Error, ErrorKind, Expect, Item, Replies,
+        Wire,
+    },
 };
 
 /// How long a call waits, unless it says otherwise.
@@ -56,6 +60,7 @@ struct Inner {
     transport: Arc<dyn ClientTransport>,
     capabilities: Capabilities,
     codec: Codec,
+    wire: Wire,
     timeout: Duration,
 }
 
@@ -105,7 +110,7 @@ impl Builder {
     ///
     /// # Errors
     /// When the URL makes no sense, the peer or broker cannot be reached, or the transport does not
-    /// give what an event needs.
+    /// give what an event needs or cannot carry the codec.
     pub async fn build(self) -> Result<Client, Error> {
         let transport = self.endpoint.open_client(self.identity).await?;
         let capabilities = transport.capabilities();
@@ -113,11 +118,17 @@ impl Builder {
             check_guarantee(&*transport, &capabilities, pattern, needs)?;
         }
         let Self { codec, timeout, .. } = self;
+        let wire = transport.wire();
+        if wire != Wire::Native && codec != Codec::Json {
+            let message = format!("NestJS's wire carries JSON, and not {codec:?}");
+            return Err(Error::new(ErrorKind::Config, message));
+        }
         Ok(Client {
             inner: Arc::new(Inner {
                 transport,
                 capabilities,
                 codec,
+                wire,
                 timeout,
             }),
         })
@@ -134,7 +145,7 @@ fn check_guarantee(
         return Ok(());
     }
     Err(Error::new(
-        crate::transport::ErrorKind::Config,
+        ErrorKind::Config,
         format!(
             "event {pattern} needs at-least-once delivery and {} gives best effort: \
              emit it through kafka:// or redis://, or declare it `best_effort`",
@@ -171,7 +182,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn send<M: Message<Shape = Single>>(&self, message: M) -> SendCall<'_, M::Reply> {
         SendCall {
-            call: self.call(M::PATTERN, &message),
+            call: self.call(ByteString::from_static(M::PATTERN), &message),
             reply: PhantomData,
         }
     }
@@ -192,7 +203,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn stream<M: Message<Shape = Many>>(&self, message: M) -> StreamCall<'_, M::Reply> {
         StreamCall {
-            call: self.call(M::PATTERN, &message),
+            call: self.call(ByteString::from_static(M::PATTERN), &message),
             reply: PhantomData,
         }
     }
@@ -213,7 +224,7 @@ impl Client {
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn emit<E: Event>(&self, event: E) -> EmitCall<'_> {
         self.emit_encoded(
-            E::PATTERN,
+            ByteString::from_static(E::PATTERN),
             E::DELIVERY,
             event.key(),
             Codec::Json.encode(&event),
@@ -260,6 +271,11 @@ impl Client {
         self.inner.capabilities
     }
 
+    /// The wire it speaks.
+    pub fn wire(&self) -> Wire {
+        self.inner.wire
+    }
+
     /// The scheme of the transport behind it.
     pub fn transport(&self) -> &'static str {
         self.inner.transport.name()
@@ -286,6 +302,10 @@ impl Client {
         payload: Result<bytes::Bytes, RpcError>,
     ) -> Call<'_> {
         let envelope = payload.map(|payload| {
+            let pattern = match self.inner.wire {
+                Wire::Native => pattern::route(pattern.into()),
+                Wire::Nest | Wire::NestText => pattern.into(),
+            };
             let mut envelope = Envelope::new(pattern, payload);
             if let Some(content_type) = codec.content_type() {
                 envelope
@@ -323,6 +343,14 @@ impl<'a> Call<'a> {
     fn header(&mut self, name: impl Into<ByteString>, value: impl Into<ByteString>) {
         if let Ok(envelope) = &mut self.envelope {
             envelope.headers.insert(name, value);
+        }
+    }
+
+    /// How replies are read.
+    fn reply_codec(&self) -> Codec {
+        match self.client.inner.wire {
+            Wire::Native | Wire::Nest => self.codec,
+            Wire::NestText => Codec::Text,
         }
     }
 
@@ -388,7 +416,7 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
     /// time is over, `ResourceExhausted` when the message is too large.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let codec = self.call.codec;
+            let codec = self.call.reply_codec();
             let deadline = Instant::now() + self.call.timeout();
             let (client, envelope) = self.call.into_envelope(Some(deadline))?;
             let deadline = envelope.deadline.unwrap_or(deadline);
@@ -481,7 +509,7 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
     /// a value that takes longer than the timeout ends it with `DeadlineExceeded`.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let codec = self.call.codec;
+            let codec = self.call.reply_codec();
             let patience = self.call.timeout();
             let blind = !self.call.client.inner.capabilities.cancels;
             let deadline = blind.then(|| Instant::now() + STREAM_DEADLINE);

@@ -96,10 +96,13 @@ impl Introspection {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let started_at = u64::try_from(started_at.as_millis()).unwrap_or_default();
-        // Three short names per service, once per process: the router keeps them for ever anyway.
-        let pattern = |verb: &str| -> &'static str { format!("{}.svc.{verb}", self.name).leak() };
-        let Self { name, version, .. } = self;
-        let checks = Arc::new(self.checks.clone());
+        let Self {
+            name,
+            version,
+            checks,
+        } = self;
+        let pattern = |verb: &str| format!("{name}.svc.{verb}");
+        let checks = Arc::new(checks);
         Router::new()
             .message_at(
                 pattern("ping"),

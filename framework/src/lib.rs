@@ -48,6 +48,7 @@ mod extract;
 mod handler;
 mod introspect;
 mod layer;
+mod pattern;
 mod router;
 mod server;
 #[cfg(feature = "service")]

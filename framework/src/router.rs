@@ -1,6 +1,7 @@
 //! [`Router`]: which handler answers which pattern.
 
 use std::{
+    any::Any,
     collections::{HashMap, hash_map::Entry},
     fmt,
     future::poll_fn,
@@ -9,6 +10,7 @@ use std::{
     task::{self, Poll},
 };
 
+use bytestring::ByteString;
 use tower::{Layer, Service};
 
 use crate::{
@@ -16,6 +18,7 @@ use crate::{
     contract::{Event, Guarantee, Message, Shape},
     error::RpcError,
     handler::{BoxFuture, EventHandler, Handler, MessageHandler, Reply},
+    pattern,
 };
 
 /// One handler with the layers around it: a `tower` service from [`Context`] to [`Reply`].
@@ -89,7 +92,8 @@ pub trait Controller {
 
 /// The handlers of a service, by pattern.
 ///
-/// A pattern has one message handler, or any number of event handlers.
+/// A pattern has one message handler, or any number of event handlers. Where a handler has no
+/// contract, its pattern is a literal or text made at run time.
 ///
 /// ```
 /// use nestling::{Payload, Router, RpcError};
@@ -102,8 +106,8 @@ pub trait Controller {
 /// ```
 #[derive(Clone, Default)]
 pub struct Router {
-    messages: HashMap<&'static str, MessageRoute>,
-    events: HashMap<&'static str, Vec<EventRoute>>,
+    messages: HashMap<ByteString, MessageRoute>,
+    events: HashMap<ByteString, Vec<EventRoute>>,
 }
 
 #[derive(Clone)]
@@ -143,7 +147,7 @@ impl Router {
     pub fn message<Args, H: MessageHandler<Args>>(self, handler: H) -> Self {
         let route = Route::new(move |cx| handler.call(cx));
         self.add_message(
-            H::Message::PATTERN,
+            ByteString::from_static(H::Message::PATTERN),
             route,
             H::Message::IDEMPOTENT,
             Some(<H::Message as Message>::Shape::MANY),
@@ -152,11 +156,18 @@ impl Router {
 
     /// Adds the handler of a message without a contract. It counts as not idempotent.
     ///
+    /// The pattern is a literal or owned text. Where the broker has wildcards it may have some, such
+    /// as `time.us.*` on NATS; the handler finds the concrete pattern in [`Context::pattern`].
+    ///
     /// # Panics
     /// When the pattern has a handler, naming both places.
     #[track_caller]
     #[must_use]
-    pub fn message_at<Args, H: Handler<Args>>(self, pattern: &'static str, handler: H) -> Self {
+    pub fn message_at<Args, H: Handler<Args>>(
+        self,
+        pattern: impl Into<ByteString> + 'static,
+        handler: H,
+    ) -> Self {
         self.message_with(pattern, false, handler)
     }
 
@@ -169,12 +180,12 @@ impl Router {
     #[must_use]
     pub fn message_with<Args, H: Handler<Args>>(
         self,
-        pattern: &'static str,
+        pattern: impl Into<ByteString> + 'static,
         idempotent: bool,
         handler: H,
     ) -> Self {
         self.add_message(
-            pattern,
+            shared(pattern),
             Route::new(move |cx| handler.call(cx)),
             idempotent,
             None,
@@ -186,13 +197,18 @@ impl Router {
     #[must_use]
     pub fn event<Args, H: EventHandler<Args>>(self, handler: H) -> Self {
         let route = Route::new(move |cx| handler.call(cx));
-        self.add_event(H::Event::PATTERN, route, H::Event::DELIVERY)
+        let pattern = ByteString::from_static(H::Event::PATTERN);
+        self.add_event(pattern, route, H::Event::DELIVERY)
     }
 
     /// Adds a handler of an event without a contract. It counts as best effort.
     #[track_caller]
     #[must_use]
-    pub fn event_at<Args, H: Handler<Args>>(self, pattern: &'static str, handler: H) -> Self {
+    pub fn event_at<Args, H: Handler<Args>>(
+        self,
+        pattern: impl Into<ByteString> + 'static,
+        handler: H,
+    ) -> Self {
         self.event_with(pattern, Guarantee::BestEffort, handler)
     }
 
@@ -202,11 +218,12 @@ impl Router {
     #[must_use]
     pub fn event_with<Args, H: Handler<Args>>(
         self,
-        pattern: &'static str,
+        pattern: impl Into<ByteString> + 'static,
         needs: Guarantee,
         handler: H,
     ) -> Self {
-        self.add_event(pattern, Route::new(move |cx| handler.call(cx)), needs)
+        let route = Route::new(move |cx| handler.call(cx));
+        self.add_event(shared(pattern), route, needs)
     }
 
     /// Adds all handlers of a controller.
@@ -260,14 +277,14 @@ impl Router {
     #[track_caller]
     fn add_message(
         mut self,
-        pattern: &'static str,
+        pattern: ByteString,
         route: Route,
         idempotent: bool,
         many: Option<bool>,
     ) -> Self {
         let caller = Location::caller();
         self.insert_message(
-            pattern,
+            pattern::route(pattern),
             MessageRoute {
                 route,
                 idempotent,
@@ -278,13 +295,14 @@ impl Router {
         self
     }
 
-    fn insert_message(&mut self, pattern: &'static str, route: MessageRoute) {
+    fn insert_message(&mut self, pattern: ByteString, route: MessageRoute) {
         match self.messages.entry(pattern) {
             Entry::Vacant(entry) => {
                 entry.insert(route);
             }
             Entry::Occupied(entry) => panic!(
-                "message {pattern:?} has two handlers: one added at {}, one at {}",
+                "message {:?} has two handlers: one added at {}, one at {}",
+                entry.key(),
                 entry.get().caller,
                 route.caller
             ),
@@ -292,8 +310,9 @@ impl Router {
     }
 
     #[track_caller]
-    fn add_event(mut self, pattern: &'static str, route: Route, needs: Guarantee) -> Self {
+    fn add_event(mut self, pattern: ByteString, route: Route, needs: Guarantee) -> Self {
         let caller = Location::caller();
+        let pattern = pattern::route(pattern);
         self.events.entry(pattern).or_default().push(EventRoute {
             route,
             needs,
@@ -310,16 +329,23 @@ impl Router {
         self.events.get(pattern).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn messages(&self) -> impl Iterator<Item = (&'static str, &MessageRoute)> {
-        self.messages
-            .iter()
-            .map(|(pattern, route)| (*pattern, route))
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&ByteString, &MessageRoute)> {
+        self.messages.iter()
     }
 
-    pub(crate) fn events(&self) -> impl Iterator<Item = (&'static str, &[EventRoute])> {
+    pub(crate) fn events(&self) -> impl Iterator<Item = (&ByteString, &[EventRoute])> {
         self.events
             .iter()
-            .map(|(pattern, routes)| (*pattern, routes.as_slice()))
+            .map(|(pattern, routes)| (pattern, routes.as_slice()))
+    }
+}
+
+/// A pattern as it is kept. A literal is used where it lies: the type's own conversion would copy
+/// it, since it takes any `&str`, but of those only literals are `'static`.
+fn shared(pattern: impl Into<ByteString> + 'static) -> ByteString {
+    match (&pattern as &dyn Any).downcast_ref::<&'static str>() {
+        Some(literal) => ByteString::from_static(literal),
+        None => pattern.into(),
     }
 }
 
@@ -370,6 +396,36 @@ mod tests {
         let one = Router::new().message_at("a", echo);
         let other = Router::new().message_at("a", echo);
         drop(one.merge(other));
+    }
+
+    #[test]
+    fn a_pattern_is_a_literal_or_made_at_run_time() {
+        let verb = String::from("get");
+        let router = Router::new()
+            .message_at("a.literal", echo)
+            .message_at(format!("a.{verb}"), echo)
+            .event_at(ByteString::from("an.event"), echo);
+        assert!(router.find_message("a.literal").is_some());
+        assert!(router.find_message("a.get").is_some());
+        assert!(router.find_message("a.put").is_none());
+        assert_eq!(router.find_events("an.event").len(), 1);
+    }
+
+    #[test]
+    fn a_literal_is_not_copied() {
+        let literal = "a.literal";
+        let router = Router::new().message_at(literal, echo);
+        let kept = router
+            .messages()
+            .next()
+            .map(|(pattern, _)| pattern.as_ptr());
+        assert_eq!(kept, Some(literal.as_ptr()));
+    }
+
+    #[test]
+    fn an_object_pattern_is_found_by_its_route() {
+        let router = Router::new().message_at(r#"{ "b": 1, "a": 2 }"#, echo);
+        assert!(router.find_message(r#"{"a":2,"b":1}"#).is_some());
     }
 
     #[test]

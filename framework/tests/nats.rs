@@ -120,6 +120,31 @@ async fn a_plain_nats_client_can_speak_the_wire() {
 }
 
 #[tokio::test]
+async fn a_handler_under_a_wildcard_sees_the_concrete_pattern() {
+    let url = nats!();
+    let base = unique("time");
+    let tell = |cx: Context| async move { Ok::<_, RpcError>(cx.pattern().to_owned()) };
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    let hear = move |cx: Context| {
+        let told = heard.send(cx.pattern().to_owned());
+        async move { told.map_err(RpcError::internal) }
+    };
+    let router = Router::new()
+        .message_at(format!("{base}.us.*"), tell)
+        .event_at(format!("{base}.seen.>"), hear);
+    let server = start(&url, "wildcard", router).await;
+
+    let client = Client::connect(&url).await.unwrap();
+    let (east, seen) = (format!("{base}.us.east"), format!("{base}.seen.far.away"));
+    let told: String = client.send_at(east.clone(), &()).await.unwrap();
+    assert_eq!(told, east);
+    client.emit_at(seen.clone(), &()).await.unwrap();
+    let told = timeout(SOON, hearing.recv()).await.unwrap();
+    assert_eq!(told, Some(seen));
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn headers_and_the_remaining_time_arrive_whichever_way_a_request_is_marked() {
     let url = nats!();
     let tell = pattern("tell");

@@ -296,7 +296,8 @@ fn comparison(first: &Handler, second: &Handler) -> TokenStream {
     let (one, other) = (pattern(first), pattern(second));
     quote_spanned! {second.pattern_span()=>
         if equal(#one, #other) {
-            ::std::panic!(#text);
+            // The text may have braces: that of an object does.
+            ::std::panic!("{}", #text);
         }
     }
 }

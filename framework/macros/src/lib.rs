@@ -149,6 +149,9 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// | `#[event_pattern("noun.happened")]` | the event of that name; all its arguments are extractors |
 /// | `#[layer(expression)]` | with one of the above: puts that layer around the handler |
 ///
+/// A literal is any name: with wildcards where the broker has them, `"time.us.*"`, or the JSON text
+/// of an object, as NestJS applications have it, `r#"{"cmd":"sum"}"#`.
+///
 /// A handler takes `&self`, may be `async` or not, and has an error that is `Into<RpcError>`.
 /// Methods without these attributes are left alone. A second handler of one message does not
 /// compile; an event may have several.

@@ -50,21 +50,20 @@ fn is_word(text: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
-/// A literal pattern may be the name a foreign service chose, so it need not be two words.
+/// A literal pattern may be the name a foreign service chose, several names at once where the broker
+/// has wildcards, or the JSON text of an object, which is how NestJS applications name things too.
 pub(crate) fn literal_pattern(pattern: &LitStr) -> Result<()> {
     let text = pattern.value();
     let problem = if text.is_empty() {
         "it is empty"
-    } else if text.contains(char::is_whitespace) {
-        "it has white space"
-    } else if text.contains(WILDCARDS) {
-        "it has a wildcard"
+    } else if !text.starts_with('{') && text.contains(char::is_whitespace) {
+        "it has white space, and is no JSON object"
     } else {
         return Ok(());
     };
     Err(Error::new(
         pattern.span(),
-        format!("a pattern names one message or event, such as `user.get`: {problem}"),
+        format!("a pattern is a name, such as `user.get`: {problem}"),
     ))
 }
 

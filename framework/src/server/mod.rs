@@ -299,14 +299,14 @@ impl Input {
         let mut messages = Vec::new();
         if self.messages {
             messages.extend(router.messages().map(|(pattern, route)| MessagePattern {
-                pattern: pattern.into(),
+                pattern: pattern.clone(),
                 idempotent: route.idempotent,
             }));
         }
         let mut events = Vec::new();
         if self.takes_events() {
             events.extend(router.events().map(|(pattern, routes)| EventPattern {
-                pattern: pattern.into(),
+                pattern: pattern.clone(),
                 needs: needs(routes),
             }));
         }
@@ -383,7 +383,7 @@ fn check_guarantees(router: &Router, inputs: &[Input]) -> Result<(), StartError>
             continue;
         };
         return Err(StartError::Unfit {
-            pattern: pattern.to_owned(),
+            pattern: pattern.to_string(),
             handler: route.caller.to_string(),
             transports: buses().map(|input| input.endpoint.to_string()).collect(),
         });

@@ -16,6 +16,7 @@ mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+mod nest;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
@@ -133,9 +134,9 @@ pub struct Gone;
 /// What became of a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The one value of a reply.
+    /// The one value of a reply, or the last of a stream whose end came with it.
     Reply(Bytes),
-    /// The end of a streamed reply.
+    /// The end of a streamed reply, or of a message that has no answer.
     Done,
     /// The error that answers a message, alone or after values.
     Fail(RpcError),
@@ -277,6 +278,11 @@ pub trait ClientTransport: Send + Sync + 'static {
     /// What it gives.
     fn capabilities(&self) -> Capabilities;
 
+    /// How patterns and payloads are written on its wire.
+    fn wire(&self) -> Wire {
+        Wire::Native
+    }
+
     /// Sends a message; the replies arrive through what is returned, which forgets the call when
     /// it is dropped. Connects, or connects again, when it has to.
     ///
@@ -292,6 +298,18 @@ pub trait ClientTransport: Send + Sync + 'static {
 
     /// Lets go of the connection; waiting calls end with [`ErrorKind::Closed`].
     async fn close(&self);
+}
+
+/// The wires that clients speak. Servers answer all of them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wire {
+    /// Ours: any codec, and patterns in their normal form.
+    Native,
+    /// That of `@nestjs/microservices`, which carries JSON, and patterns as they were written.
+    Nest,
+    /// The same on Kafka, where what is neither an object nor an array travels as plain text.
+    NestText,
 }
 
 /// How many replies a caller expects.

@@ -85,7 +85,7 @@ pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
     assert_eq!(error.code, Code::InvalidArgument);
     let foreign = client
         .send_at::<u64>(pattern, &7)
-        .header("content-type", "text/plain");
+        .header("content-type", "application/x-strange");
     assert_eq!(foreign.await.unwrap_err().code, Code::InvalidArgument);
     assert_eq!(client.send_at::<u64>(pattern, &7).await, Ok(7));
 }

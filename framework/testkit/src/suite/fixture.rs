@@ -26,6 +26,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fixture {
     place: Place,
+    calling: &'static str,
     capabilities: OnceLock<Capabilities>,
 }
 
@@ -46,6 +47,7 @@ impl Fixture {
     fn new(place: Place) -> Option<Self> {
         Some(Self {
             place,
+            calling: "",
             capabilities: OnceLock::new(),
         })
     }
@@ -71,15 +73,32 @@ impl Fixture {
         })
     }
 
+    /// The same with these options behind the `?` of the clients' URLs only.
+    #[must_use]
+    pub fn calling(mut self, options: &'static str) -> Self {
+        self.calling = options;
+        self
+    }
+
     async fn stage(&self, case: &str) -> Stage {
         let capabilities = match self.capabilities.get() {
             Some(capabilities) => *capabilities,
             None => {
-                let found = Stage::new(self.place.clone(), "probe", None).probe().await;
+                let found = self.stage_with("probe", None).probe().await;
                 *self.capabilities.get_or_init(|| found)
             }
         };
-        Stage::new(self.place.clone(), case, Some(capabilities))
+        self.stage_with(case, Some(capabilities))
+    }
+
+    fn stage_with(&self, case: &str, capabilities: Option<Capabilities>) -> Stage {
+        Stage {
+            prefix: unique(&case.replace('_', "-")),
+            place: self.place.clone(),
+            calling: self.calling,
+            hub: Memory::new(),
+            capabilities,
+        }
     }
 }
 
@@ -132,21 +151,12 @@ fn log() {
 pub struct Stage {
     prefix: String,
     place: Place,
+    calling: &'static str,
     hub: Memory,
     capabilities: Option<Capabilities>,
 }
 
 impl Stage {
-    fn new(place: Place, case: &str, capabilities: Option<Capabilities>) -> Self {
-        let prefix = unique(&case.replace('_', "-"));
-        Self {
-            prefix,
-            place,
-            hub: Memory::new(),
-            capabilities,
-        }
-    }
-
     /// Finds out what the transport gives.
     async fn probe(&self) -> Capabilities {
         let router = Router::new().message_at(self.pattern("probe"), echo::<u64>);
@@ -202,12 +212,12 @@ impl Stage {
         format!("{}-{name}", self.prefix)
     }
 
+    /// Where servers listen.
     fn endpoint(&self) -> Endpoint {
         match &self.place {
             Place::Memory => (&self.hub).into(),
             Place::Peer(url) => url.into(),
-            Place::Broker { url, options, .. } if options.is_empty() => url.into(),
-            Place::Broker { url, options, .. } => format!("{url}?{options}").into(),
+            Place::Broker { url, options, .. } => with_options(url, options).into(),
         }
     }
 
@@ -250,9 +260,14 @@ impl Stage {
 
     /// A client about to be made.
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
-        let endpoint = match &self.place {
-            Place::Peer(_) => joined(servers).into(),
-            Place::Memory | Place::Broker { .. } => self.endpoint(),
+        let url = match &self.place {
+            Place::Peer(_) => joined(servers),
+            Place::Broker { url, options, .. } => with_options(url, options),
+            Place::Memory => String::new(),
+        };
+        let endpoint: Endpoint = match &self.place {
+            Place::Memory => (&self.hub).into(),
+            Place::Peer(_) | Place::Broker { .. } => with_options(&url, self.calling).into(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
         Client::builder(endpoint)
@@ -266,6 +281,14 @@ impl fmt::Debug for Stage {
         f.debug_struct("Stage")
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
+    }
+}
+
+fn with_options(url: &str, options: &str) -> String {
+    match options {
+        "" => url.to_owned(),
+        options if url.contains('?') => format!("{url}&{options}"),
+        options => format!("{url}?{options}"),
     }
 }
 

@@ -33,9 +33,14 @@ struct Users;
 
 #[controller]
 impl Users {
-    #[message_pattern("user.>")]
-    async fn wildcard(&self) -> Result<u64, RpcError> {
+    #[message_pattern("user get")]
+    async fn space(&self) -> Result<u64, RpcError> {
         Ok(1)
+    }
+
+    #[event_pattern(" {\"kind\":\"user\"}")]
+    async fn space_first(&self) -> Result<(), RpcError> {
+        Ok(())
     }
 
     #[event_pattern("")]

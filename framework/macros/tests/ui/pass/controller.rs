@@ -132,6 +132,28 @@ impl Math {
         Ok(())
     }
 
+    /// Wildcards, where a broker has them.
+    #[message_pattern("time.us.*")]
+    async fn time(&self, _: nestling::Context) -> Outcome<u64> {
+        Ok(0)
+    }
+
+    #[event_pattern("users.>")]
+    async fn of_users(&self) -> Outcome {
+        Ok(())
+    }
+
+    /// An object, as NestJS applications have it, with white space or without.
+    #[message_pattern(r#"{"cmd":"sum"}"#)]
+    async fn sum(&self, nestling::Payload(n): nestling::Payload<Vec<u64>>) -> Outcome<u64> {
+        Ok(n.into_iter().sum())
+    }
+
+    #[event_pattern(r#"{ "kind": "user", "type": "created" }"#)]
+    async fn user_created(&self) -> Outcome {
+        Ok(())
+    }
+
     #[cfg(any())]
     #[message_pattern("math.limit")]
     async fn not_in_this_build(&self, _: NoSuchType) -> Outcome<u64> {
