@@ -48,13 +48,6 @@ pub(crate) struct Pattern {
     pub(crate) json: String,
 }
 
-impl Pattern {
-    /// For a router, which keeps its patterns for ever.
-    pub(crate) fn leak(&self) -> &'static str {
-        String::leak(self.text.clone())
-    }
-}
-
 /// The names of one server; another has others.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {

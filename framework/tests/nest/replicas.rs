@@ -15,7 +15,7 @@ pub(crate) async fn a_request_is_answered_by_one_of_two(stage: Stage) {
     let names = Names::new();
     let replica = |which: &'static str| {
         let handler = move || async move { Ok::<_, RpcError>(which) };
-        let router = Router::new().message_at(names.at("echo").leak(), handler);
+        let router = Router::new().message_at(names.at("echo").text, handler);
         Server::new(names.run(), router).listen(&*stage.url).start()
     };
     let one = within("a server to start", replica("one")).await.unwrap();

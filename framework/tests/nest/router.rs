@@ -26,7 +26,7 @@ struct Greet {
 
 /// All of them, or only those whose patterns may be names of topics.
 pub(crate) fn router(names: &Names, all: bool) -> Router {
-    let at = |name| names.at(name).leak();
+    let at = |name| names.at(name).text;
     let seen = Seen::default();
     let router = Router::new()
         .message_at(at("echo"), echo)
@@ -81,16 +81,16 @@ pub(crate) fn router(names: &Names, all: bool) -> Router {
                 }
             }
         })
-        .message_at(names.number().leak(), echo);
+        .message_at(names.number().text, echo);
     let router = record(router, &seen, &names.at("event.happened"), "event.happened");
     if !all {
         return router;
     }
     let router = router
-        .message_at(names.sum().leak(), async |Payload(n): Payload<Vec<i64>>| {
+        .message_at(names.sum().text, async |Payload(n): Payload<Vec<i64>>| {
             ok(n.iter().sum::<i64>())
         })
-        .message_at(names.nested().leak(), echo)
+        .message_at(names.nested().text, echo)
         .message_at(at("zażółć.😀"), echo);
     record(router, &seen, &names.user_created(), "user.created")
 }
@@ -103,7 +103,7 @@ async fn echo(Payload(value): Payload<Value>) -> Result<Value, RpcError> {
 fn record(router: Router, seen: &Seen, pattern: &Pattern, event: &'static str) -> Router {
     let seen = Arc::clone(seen);
     router.event_at(
-        pattern.leak(),
+        pattern.text.clone(),
         move |Payload(data): Payload<Value>, cx: Context| {
             let entry = json!({ "event": event, "data": data, "metadata": headers(&cx) });
             seen.lock().unwrap().push(entry);
