@@ -20,7 +20,10 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
     message(at('null'), () => null),
     message(at('undefined'), () => undefined),
     message(at('silent'), () => NEVER),
-    message(at('where'), (_, context) => ({ destination: destination(context) })),
+    message(at('note'), (data, context) => {
+      record('note')(data, context);
+      return data;
+    }),
     message(at('headers'), (_, context) => metadata(context)),
 
     message(at('stream.none'), () => EMPTY),
@@ -57,16 +60,16 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
     message(at('zażółć.😀'), (data) => data),
     event({ kind: at('user'), type: 'created' }, record('user.created')),
   ];
-  if (scheme === 'nats') {
-    typed.push(
-      message(at('time.us.*'), (_, context) => ({ destination: destination(context) })),
-      event(at('audit.>'), record('audit')),
-    );
+  const clock = message(at('time.us.*'), (_, context) => ({ destination: destination(context) }));
+  switch (scheme) {
+    case 'nats':
+      return [...plain, ...typed, clock, event(at('audit.>'), record('audit'))];
+    case 'redis':
+      // Its wildcards are for all patterns or none, and an asterisk is not the only one of them.
+      return wildcards ? [clock] : [...plain, ...typed];
+    default:
+      return [...plain, ...typed];
   }
-  if (scheme === 'redis' && wildcards) {
-    return [message(at('time.us.*'), (_, context) => ({ destination: destination(context) }))];
-  }
-  return [...plain, ...typed];
 }
 
 /** The names of the topics that the handlers listen to. */

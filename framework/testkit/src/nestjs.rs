@@ -86,6 +86,8 @@ fn install(scratch: &Path, deadline: Instant) -> io::Result<PathBuf> {
     let mut command = Command::new(npm);
     command
         .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        // npm itself runs on an older Node than what it installs; the Node for that is an optional package.
+        .args(["--engine-strict=false", "--include=optional"])
         .current_dir(&project);
     cache::run(&mut command, &scratch.join("npm.log"), deadline)?;
     Ok(project)

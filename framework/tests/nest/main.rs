@@ -53,7 +53,7 @@ macro_rules! cases {
             calls::an_unknown_pattern_is_told_as_nestjs_does if nest_caller no_handler_replies;
             calls::a_handler_without_an_answer_runs_into_the_deadline if nestling_caller parallel_handlers;
             calls::one_server_answers_both_wires if nest_caller nestling_server;
-            calls::a_wildcard_handler_is_reached if nest_server wildcards;
+            calls::a_wildcard_handler_is_reached if wildcards;
 
             streams::values_of_one_moment_arrive;
             streams::values_over_time_arrive;
@@ -77,6 +77,9 @@ macro_rules! cases {
             events::an_event_reaches_its_handler;
             events::an_object_is_a_pattern_of_an_event if object_patterns;
             events::text_is_an_event;
+            events::a_message_may_be_emitted;
+            events::an_event_may_be_sent if event_replies;
+            events::a_wildcard_sees_events if nats;
             events::a_failing_event_lets_the_next_through if nest_server;
 
             headers::headers_of_a_message_travel;
@@ -92,6 +95,7 @@ macro_rules! cases {
             records::a_record_of_nestjs_is_its_value if kafka nest_caller;
 
             replicas::a_request_is_answered_by_one_of_two if nestling_server shares;
+            replicas::a_draining_server_answers_what_is_in_work if nestling_server;
             replicas::a_caller_survives_a_restarted_server if nestling_server;
         }
     };

@@ -18,6 +18,7 @@ const MESSAGES: &[&str] = &[
     "undefined",
     "headers",
     "remaining",
+    "note",
     "seen",
     "stream.none",
     "stream.tick",

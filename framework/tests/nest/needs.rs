@@ -50,7 +50,20 @@ pub(crate) fn shares(transport: Transport, _: Half) -> bool {
     matches!(transport, Transport::Nats | Transport::Kafka)
 }
 
-/// NestJS's server takes wildcards.
-pub(crate) fn wildcards(transport: Transport, _: Half) -> bool {
-    matches!(transport, Transport::Nats | Transport::Redis)
+/// Handlers may have wildcards: in NATS's subjects, and on Redis where a NestJS server asks for them.
+pub(crate) fn wildcards(transport: Transport, half: Half) -> bool {
+    match transport {
+        Transport::Nats => true,
+        Transport::Redis => half.server == Side::Nest,
+        Transport::Tcp | Transport::Kafka => false,
+    }
+}
+
+pub(crate) fn nats(transport: Transport, _: Half) -> bool {
+    transport == Transport::Nats
+}
+
+/// A message to a handler of events is answered; NestJS on Kafka is silent.
+pub(crate) fn event_replies(transport: Transport, _: Half) -> bool {
+    transport != Transport::Kafka
 }

@@ -12,7 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
-use crate::names::{Names, Pattern};
+use crate::{
+    names::{Names, Pattern},
+    stage::Transport,
+};
 
 /// What NestJS needs to be asked for by name.
 const HEADERS: [&str; 2] = ["x-trace", "x-other"];
@@ -24,8 +27,8 @@ struct Greet {
     name: String,
 }
 
-/// All of them, or only those whose patterns may be names of topics.
-pub(crate) fn router(names: &Names, all: bool) -> Router {
+/// All of them that the transport can have.
+pub(crate) fn router(names: &Names, transport: Transport) -> Router {
     let at = |name| names.at(name).text;
     let seen = Seen::default();
     let router = Router::new()
@@ -71,6 +74,13 @@ pub(crate) fn router(names: &Names, all: bool) -> Router {
         .message_at(at("error.plain"), async || {
             Err::<(), _>(RpcError::internal("a secret"))
         })
+        .message_at(at("note"), {
+            let seen = Arc::clone(&seen);
+            move |Payload(data): Payload<Value>, cx: Context| {
+                note(&seen, "note", &data, &cx);
+                async { ok(data) }
+            }
+        })
         .message_at(at("seen"), {
             let seen = Arc::clone(&seen);
             move |Payload(event): Payload<String>| {
@@ -83,15 +93,21 @@ pub(crate) fn router(names: &Names, all: bool) -> Router {
         })
         .message_at(names.number().text, echo);
     let router = record(router, &seen, &names.at("event.happened"), "event.happened");
-    if !all {
+    if transport == Transport::Kafka {
         return router;
     }
-    let router = router
+    let mut router = router
         .message_at(names.sum().text, async |Payload(n): Payload<Vec<i64>>| {
             ok(n.iter().sum::<i64>())
         })
         .message_at(names.nested().text, echo)
         .message_at(at("zażółć.😀"), echo);
+    if transport == Transport::Nats {
+        router = router.message_at(at("time.us.*"), async |cx: Context| {
+            ok(json!({ "destination": cx.pattern() }))
+        });
+        router = record(router, &seen, &names.at("audit.>"), "audit");
+    }
     record(router, &seen, &names.user_created(), "user.created")
 }
 
@@ -105,11 +121,19 @@ fn record(router: Router, seen: &Seen, pattern: &Pattern, event: &'static str) -
     router.event_at(
         pattern.text.clone(),
         move |Payload(data): Payload<Value>, cx: Context| {
-            let entry = json!({ "event": event, "data": data, "metadata": headers(&cx) });
-            seen.lock().unwrap().push(entry);
+            note(&seen, event, &data, &cx);
             async { ok(()) }
         },
     )
+}
+
+fn note(seen: &Seen, event: &str, data: &Value, cx: &Context) {
+    seen.lock().unwrap().push(json!({
+        "event": event,
+        "data": data,
+        "metadata": headers(cx),
+        "destination": cx.pattern(),
+    }));
 }
 
 fn headers(cx: &Context) -> Value {

@@ -49,6 +49,17 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
+    /// The transport of a URL.
+    pub(crate) fn of(url: &str) -> Self {
+        match url.split(':').next() {
+            Some("tcp") => Self::Tcp,
+            Some("nats") => Self::Nats,
+            Some("redis") => Self::Redis,
+            Some("kafka") => Self::Kafka,
+            _ => panic!("no such transport: {url}"),
+        }
+    }
+
     fn broker(self) -> Option<Kind> {
         match self {
             Self::Tcp => None,
@@ -303,10 +314,9 @@ impl Place {
         let server = serve(&url, &names).await;
         let address = server.address().to_owned();
         Self {
-            url: if url.starts_with("tcp:") {
-                address
-            } else {
-                url
+            url: match Transport::of(&url) {
+                Transport::Tcp => address,
+                _ => url,
             },
             names,
             _server: Started::Nestling { _server: server },
@@ -316,8 +326,8 @@ impl Place {
 
 /// A nestling server with all handlers.
 pub(crate) async fn serve(url: &str, names: &Names) -> Running {
-    let all = !url.starts_with("kafka:");
-    let server = Server::new(names.run(), router(names, all)).listen(url);
+    let router = router(names, Transport::of(url));
+    let server = Server::new(names.run(), router).listen(url);
     let started = within("a server to start", server.start()).await;
     started.expect("a server starts")
 }
