@@ -42,6 +42,7 @@ export function handlers({ scheme, metadata, destination }, { run, wildcards }) 
     message(at('error.stream'), () => throwError(() => new RpcException('boom'))),
 
     event(at('event.happened'), record('event.happened')),
+    event(at('event.kept'), record('event.kept')),
     event(at('event.fails'), (data, context) => {
       record('event.fails')(data, context);
       // Kafka would bring it again; elsewhere it is gone.

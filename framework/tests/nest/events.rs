@@ -31,6 +31,11 @@ pub(crate) async fn text_is_an_event(stage: Stage) {
     arrives(&stage, "event.happened", json!(unique("text"))).await;
 }
 
+/// Where the transport promises something of events, a handler that asks for it gets NestJS's, too.
+pub(crate) async fn an_event_that_must_not_be_lost_arrives(stage: Stage) {
+    arrives(&stage, "event.kept", json!({ "mark": unique("e") })).await;
+}
+
 /// NestJS runs the handler of a message for an event, too; nobody gets what it returns.
 pub(crate) async fn a_message_may_be_emitted(stage: Stage) {
     arrives(&stage, "note", json!({ "mark": unique("e") })).await;

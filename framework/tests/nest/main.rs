@@ -52,7 +52,7 @@ macro_rules! cases {
             calls::an_unknown_pattern_is_an_error if nestling_caller;
             calls::an_unknown_pattern_is_told_as_nestjs_does if nest_caller no_handler_replies;
             calls::a_handler_without_an_answer_runs_into_the_deadline if nestling_caller parallel_handlers;
-            calls::one_server_answers_both_wires if nest_caller nestling_server;
+            calls::callers_of_every_kind_share_a_server if nest_caller nestling_server;
             calls::a_wildcard_handler_is_reached if wildcards;
 
             streams::values_of_one_moment_arrive;
@@ -77,6 +77,7 @@ macro_rules! cases {
             events::an_event_reaches_its_handler;
             events::an_object_is_a_pattern_of_an_event if object_patterns;
             events::text_is_an_event;
+            events::an_event_that_must_not_be_lost_arrives;
             events::a_message_may_be_emitted;
             events::an_event_may_be_sent if event_replies;
             events::a_wildcard_sees_events if nats;

@@ -21,11 +21,11 @@ pub(crate) async fn a_request_is_answered_by_one_of_two(stage: Stage) {
     let replica = |which: &'static str| {
         let handler = move || async move { Ok::<_, RpcError>(which) };
         let router = Router::new().message_at(names.at("echo").text, handler);
-        Server::new(names.run(), router).listen(&*stage.url).start()
+        Server::new(names.run(), router).listen(stage.url()).start()
     };
     let one = within("a server to start", replica("one")).await.unwrap();
     let two = within("a server to start", replica("two")).await.unwrap();
-    let caller = connect(stage.half.caller, &stage.url, &names).await;
+    let caller = connect(stage.half.caller, stage.url(), &names).await;
     let mut answered = HashSet::new();
     let wanted = match stage.transport {
         // A topic of one partition has one reader.
@@ -100,7 +100,7 @@ pub(crate) async fn a_caller_survives_a_restarted_server(stage: Stage) {
 fn own_url(stage: &Stage) -> &str {
     match stage.transport {
         Transport::Tcp => "tcp://127.0.0.1:0",
-        _ => &stage.url,
+        _ => stage.url(),
     }
 }
 
@@ -108,6 +108,6 @@ fn own_url(stage: &Stage) -> &str {
 fn reached(stage: &Stage, server: &Running) -> String {
     match stage.transport {
         Transport::Tcp => server.address().to_owned(),
-        _ => stage.url.clone(),
+        _ => stage.url().to_owned(),
     }
 }

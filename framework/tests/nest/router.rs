@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use nestling::{Context, Payload, Router, RpcError, Streaming};
+use nestling::{Context, Guarantee, Payload, Router, RpcError, Streaming};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
@@ -92,7 +92,19 @@ pub(crate) fn router(names: &Names, transport: Transport) -> Router {
             }
         })
         .message_at(names.number().text, echo);
-    let router = record(router, &seen, &names.at("event.happened"), "event.happened");
+    let happened = names.at("event.happened");
+    let router = record(
+        router,
+        &seen,
+        &happened,
+        "event.happened",
+        Guarantee::BestEffort,
+    );
+    let needs = match transport {
+        Transport::Tcp | Transport::Nats => Guarantee::BestEffort,
+        Transport::Redis | Transport::Kafka => Guarantee::AtLeastOnce,
+    };
+    let router = record(router, &seen, &names.at("event.kept"), "event.kept", needs);
     if transport == Transport::Kafka {
         return router;
     }
@@ -106,9 +118,21 @@ pub(crate) fn router(names: &Names, transport: Transport) -> Router {
         router = router.message_at(at("time.us.*"), async |cx: Context| {
             ok(json!({ "destination": cx.pattern() }))
         });
-        router = record(router, &seen, &names.at("audit.>"), "audit");
+        router = record(
+            router,
+            &seen,
+            &names.at("audit.>"),
+            "audit",
+            Guarantee::BestEffort,
+        );
     }
-    record(router, &seen, &names.user_created(), "user.created")
+    record(
+        router,
+        &seen,
+        &names.user_created(),
+        "user.created",
+        Guarantee::BestEffort,
+    )
 }
 
 /// What was sent, whatever it is.
@@ -116,15 +140,19 @@ async fn echo(Payload(value): Payload<Value>) -> Result<Value, RpcError> {
     Ok(value)
 }
 
-fn record(router: Router, seen: &Seen, pattern: &Pattern, event: &'static str) -> Router {
+fn record(
+    router: Router,
+    seen: &Seen,
+    pattern: &Pattern,
+    event: &'static str,
+    needs: Guarantee,
+) -> Router {
     let seen = Arc::clone(seen);
-    router.event_at(
-        pattern.text.clone(),
-        move |Payload(data): Payload<Value>, cx: Context| {
-            note(&seen, event, &data, &cx);
-            async { ok(()) }
-        },
-    )
+    let handler = move |Payload(data): Payload<Value>, cx: Context| {
+        note(&seen, event, &data, &cx);
+        async { ok(()) }
+    };
+    router.event_with(pattern.text.clone(), needs, handler)
 }
 
 fn note(seen: &Seen, event: &str, data: &Value, cx: &Context) {

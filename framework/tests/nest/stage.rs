@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::{Arc, LazyLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -117,6 +118,7 @@ pub(crate) fn run<F: Future<Output = ()>>(
         let Some(stage) = Stage::open(transport, half).await else {
             return;
         };
+        let _witness = Witness(stage.place);
         let ended = timeout(CASE_LIMIT, body(stage)).await;
         assert!(ended.is_ok(), "{case} took more than {CASE_LIMIT:?}");
     });
@@ -145,6 +147,19 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
     }
 }
 
+/// Shows what the server has to say of a case that fails.
+struct Witness(&'static Place);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if let Started::Nest(app) = &self.0.server
+            && thread::panicking()
+        {
+            eprintln!("the NestJS server logged:\n{}", app.log());
+        }
+    }
+}
+
 /// What one case gets.
 #[derive(Clone)]
 pub(crate) struct Stage {
@@ -152,8 +167,7 @@ pub(crate) struct Stage {
     pub(crate) half: Half,
     pub(crate) names: Names,
     pub(crate) caller: Caller,
-    /// Where the server is.
-    pub(crate) url: String,
+    place: &'static Place,
 }
 
 impl Stage {
@@ -175,8 +189,13 @@ impl Stage {
             half,
             names: place.names.clone(),
             caller,
-            url: place.url.clone(),
+            place,
         })
+    }
+
+    /// Where the server is.
+    pub(crate) fn url(&self) -> &'static str {
+        &self.place.url
     }
 
     /// A pattern of the server's.
@@ -266,12 +285,12 @@ impl Stage {
 pub(crate) struct Place {
     pub(crate) url: String,
     pub(crate) names: Names,
-    _server: Started,
+    server: Started,
 }
 
 /// What is kept so that it goes on.
 enum Started {
-    Nest { _app: App },
+    Nest(App),
     Nestling { _server: Running },
 }
 
@@ -305,7 +324,7 @@ impl Place {
         Self {
             url: ready["url"].as_str().unwrap().to_owned(),
             names,
-            _server: Started::Nest { _app: app },
+            server: Started::Nest(app),
         }
     }
 
@@ -319,7 +338,7 @@ impl Place {
                 _ => url,
             },
             names,
-            _server: Started::Nestling { _server: server },
+            server: Started::Nestling { _server: server },
         }
     }
 }
