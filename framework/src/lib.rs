@@ -83,3 +83,8 @@ pub use self::{
 #[cfg(all(doctest, feature = "macros"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The same of the guide for those who come from NestJS.
+#[cfg(all(doctest, feature = "macros"))]
+#[doc = include_str!("../../docs/nestjs.md")]
+struct FromNestJs;

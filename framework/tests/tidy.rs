@@ -257,6 +257,22 @@ fn crates_meet_in_contracts_only() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn the_guide_shows_the_example_that_runs() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let guide = read("docs/nestjs.md");
+    for example in [
+        "framework/examples/warehouse.rs",
+        "framework/testkit/nestjs/warehouse.ts",
+    ] {
+        let text = read(example);
+        assert!(
+            guide.contains(&format!("\n{text}```\n")),
+            "docs/nestjs.md does not show {example} as it is"
+        );
+    }
+}
+
 /// A source file without its comments and without the tests at its end.
 struct Source {
     /// The path below the folder that was asked for.

@@ -11,6 +11,8 @@
 
 mod address;
 mod calls;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod memory;
