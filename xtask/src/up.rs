@@ -241,7 +241,7 @@ fn start_embedded(
 /// What to do about a broker that cannot be had.
 fn or_embedded(error: &anyhow::Error) -> anyhow::Error {
     let reason = match error.downcast_ref::<Unavailable>() {
-        Some(Unavailable { kind, reason, .. }) => format!("{kind} is unavailable: {reason}"),
+        Some(Unavailable { what, reason, .. }) => format!("{what} is unavailable: {reason}"),
         None => format!("{error:#}"),
     };
     anyhow!(

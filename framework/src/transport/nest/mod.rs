@@ -13,6 +13,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
+#[cfg(feature = "kafka")]
+pub(super) use self::failure::{read as read_failure, write as write_failure};
 #[cfg(feature = "redis")]
 pub(super) use self::packet::is_answer;
 pub(super) use self::{
@@ -27,11 +29,6 @@ use crate::{
     envelope::{Envelope, Headers, header},
     pattern,
 };
-
-pub(super) use self::ids::CallIds;
-
-#[cfg(feature = "kafka")]
-pub(super) use self::failure::{read as read_failure, write as write_failure};
 
 /// What a NestJS service answers to a pattern that it does not handle.
 pub(super) const NO_HANDLER: &str =
@@ -144,6 +141,7 @@ mod tests {
                 pattern: "e".into(),
                 needs: Guarantee::BestEffort,
             }],
+            temporary: false,
             max_in_flight: 1,
         })
     }
