@@ -31,7 +31,7 @@ use super::{
     wire::{self, NoItem},
     writer::Writer,
 };
-use crate::{envelope::Envelope, error::RpcError};
+use crate::envelope::Envelope;
 
 /// How often a request looks whether the connection is back.
 const RECONNECT_CHECK: Duration = Duration::from_millis(20);
@@ -336,7 +336,8 @@ impl Shared {
     /// Ends every call that waits.
     fn end(&self, why: &str) {
         lock(&self.calls).clear();
-        self.pending.fail_all(&RpcError::unavailable(why));
+        self.pending
+            .fail_all(&Error::new(ErrorKind::Closed, why).into());
     }
 }
 

@@ -253,9 +253,13 @@ impl NoItem {
     /// What it means to the caller of `pattern`.
     pub(super) fn into_error(self, pattern: &str) -> RpcError {
         match self {
-            Self::NoResponders => RpcError::unavailable(format!("no responders for {pattern}")),
+            Self::NoResponders => {
+                let text = format!("no responders for {pattern}");
+                Error::new(ErrorKind::NoResponders, text).into()
+            }
             Self::Status(status) => {
-                RpcError::unavailable(format!("status {status} instead of a reply from {pattern}"))
+                let text = format!("status {status} instead of a reply from {pattern}");
+                Error::new(ErrorKind::Closed, text).into()
             }
             Self::UnknownKind(kind) => RpcError::unknown(format!(
                 "{pattern} answered with an item of the unknown kind {kind:?}"
