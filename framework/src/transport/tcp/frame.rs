@@ -523,7 +523,7 @@ mod tests {
     fn feed(bytes: &[u8], random: &mut fastrand::Rng) -> Result<usize, &'static str> {
         let mut rest = bytes;
         let pieces = std::iter::from_fn(|| {
-            let end = random.usize(1..=rest.len().min(3000).max(1));
+            let end = random.usize(1..=rest.len().clamp(1, 3000));
             let (piece, later) = rest.split_at_checked(end)?;
             rest = later;
             Some(piece)
