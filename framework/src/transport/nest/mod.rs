@@ -26,6 +26,9 @@ use crate::{
     pattern,
 };
 
+#[cfg(feature = "tcp")]
+pub(super) use self::packet::{RESPONSE, write_item_end};
+
 #[cfg(feature = "kafka")]
 pub(super) use self::failure::{read as read_failure, write as write_failure};
 
