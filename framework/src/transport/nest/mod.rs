@@ -17,6 +17,8 @@ use tokio::time::Instant;
 pub(super) use self::failure::{read as read_failure, write as write_failure};
 #[cfg(feature = "redis")]
 pub(super) use self::packet::is_answer;
+#[cfg(feature = "tcp")]
+pub(super) use self::packet::{RESPONSE, write_item_end};
 pub(super) use self::{
     ids::CallIds,
     packet::{

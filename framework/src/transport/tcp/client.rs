@@ -128,11 +128,15 @@ impl TcpClient {
             return Ok(connection);
         }
         let mut failure = None;
+        let mut tried = Vec::new();
         for _ in 0..self.peers.len() {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Closed, "the client was closed"));
             }
-            let Some(peer) = self.choose() else { break };
+            let Some(position) = self.choose(&tried) else {
+                break;
+            };
+            let peer = &self.peers[position];
             if let Some(connection) = peer.connected() {
                 return Ok(connection);
             }
@@ -146,6 +150,7 @@ impl TcpClient {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }
+            tried.push(position);
         }
         let known = || {
             self.peers
@@ -158,24 +163,27 @@ impl TcpClient {
         ))
     }
 
-    /// The one of two peers, taken at random, with fewer calls in flight; peers that could not be
-    /// reached a moment ago are passed over.
-    fn choose(&self) -> Option<&Arc<Peer>> {
+    /// The one of two peers, taken at random, with fewer calls in flight; peers that were tried
+    /// already, or could not be reached a moment ago, are passed over.
+    fn choose(&self, tried: &[usize]) -> Option<usize> {
         let now = Instant::now();
         let count = self.peers.len();
+        let load = |position: usize| {
+            let load = self.peers[position].load(now)?;
+            (!tried.contains(&position)).then_some((load, position))
+        };
         if count == 1 {
-            return self.peers.first().filter(|peer| peer.load(now).is_some());
+            return load(0).map(|(_, position)| position);
         }
         let one = fastrand::usize(..count);
         let other = (one + fastrand::usize(1..count)) % count;
-        let load = |position: usize| self.peers[position].load(now).map(|load| (load, position));
         let best = match (load(one), load(other)) {
             // Equal ones take turns by chance, as `one` was taken.
             (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
             (one, other) => one.or(other),
         };
         let any = || (0..count).find_map(|step| load((one + step) % count));
-        best.or_else(any).map(|(_, position)| &self.peers[position])
+        best.or_else(any).map(|(_, position)| position)
     }
 }
 

@@ -137,13 +137,16 @@ impl Connection {
         self.ahead.len() < self.shared.ahead && self.ahead_bytes < AHEAD_BYTES
     }
 
+    /// Whether replies leave it room; where nothing but requests and events can arrive, reading on
+    /// has no use.
+    fn may_read_on(&self) -> bool {
+        !(self.full && self.wire == Wire::Nest)
+    }
+
     fn may_read(&self, deliveries: &Deliveries<'_>) -> bool {
-        // NestJS has no control frames that would be worth reading on for.
-        if self.full && self.wire == Wire::Nest {
-            return false;
-        }
         let ahead = || self.has_room_ahead() || (self.shedding && !self.outbox.is_full());
-        deliveries.have_room() || (deliveries.room == 0 && ahead())
+        let has_room = deliveries.have_room() || (deliveries.room == 0 && ahead());
+        has_room && self.may_read_on()
     }
 
     /// Hands out what was read ahead.
@@ -345,7 +348,7 @@ impl Connection {
     }
 
     fn tick(&mut self, now: Instant) {
-        if !self.has_room_ahead() {
+        if !self.has_room_ahead() || !self.may_read_on() {
             // It is we who do not listen.
             self.alive.heard(now);
             self.alive.whole();

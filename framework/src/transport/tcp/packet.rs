@@ -119,11 +119,26 @@ impl Outgoing {
 
     /// An item for the caller whose request had this id.
     pub(super) fn nest_reply(&mut self, id: &[u8], item: &Item) {
-        let payload = match item {
-            Item::Value(payload) | Item::Last(payload) => payload.len(),
-            Item::End | Item::Fail(_) => 0,
-        };
-        self.packet(payload, |body| nest::write_item(body, Some(id), item));
+        match item {
+            Item::Value(payload) | Item::Last(payload) if payload.len() >= COPIED_BELOW => {
+                self.large_reply(id, item, payload);
+            }
+            _ => self.packet(0, |body| nest::write_item(body, Some(id), item)),
+        }
+    }
+
+    /// Writes the payload from where it is.
+    fn large_reply(&mut self, id: &[u8], item: &Item, payload: &Bytes) {
+        let mut end = Vec::with_capacity(id.len() + AROUND);
+        nest::write_item_end(&mut end, Some(id), item);
+        let mut room = [0; PREFIX];
+        let length = nest::RESPONSE.len() + units(payload) + units(&end);
+        let prefix = prefix(length, &mut room);
+        self.append(payload, |tail| {
+            tail.extend_from_slice(prefix);
+            tail.extend_from_slice(nest::RESPONSE);
+        });
+        self.append(&Bytes::new(), |tail| tail.extend_from_slice(&end));
     }
 
     /// The answer to a request that nobody here handles.
