@@ -119,11 +119,12 @@ async fn a_stream_whose_values_may_be_lost_ends_with_an_error() {
     let url = broker.url();
     let server = start(&url, "torn", Router::new().message_at("endless", endless)).await;
     let mut peer = Peer::connect(&url).await;
-    peer.publish("endless", r#"{"data":0,"id":1}"#).await;
-    sleep(Duration::from_millis(50)).await;
+    peer.publish_and_pause("endless", r#"{"data":0,"id":1}"#)
+        .await;
     cut_off(&url).await;
     // Whoever still listens gets the end, and no value twice.
     let mut caller = Peer::of_all_replies(&url).await;
+    peer.command(&["CLIENT", "UNPAUSE"]).await;
     let end = loop {
         let reply: Value = serde_json::from_str(&caller.heard().await.payload).unwrap();
         if reply.get("isDisposed").is_some() {

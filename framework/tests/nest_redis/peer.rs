@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 /// How long anything may take that is to happen.
@@ -82,6 +82,28 @@ impl Peer {
         match self.answer().await {
             Answer::Number(number) => number,
             other => panic!("{other:?} is no number"),
+        }
+    }
+
+    /// Publishes, and has Redis keep everything waiting then that is published by others; returns
+    /// when somebody waits.
+    pub(crate) async fn publish_and_pause(&mut self, channel: &str, payload: &str) {
+        let both = [
+            command(&[b"PUBLISH", channel.as_bytes(), payload.as_bytes()]),
+            command(&[b"CLIENT", b"PAUSE", b"60000", b"WRITE"]),
+        ];
+        self.write(&both.concat()).await;
+        assert_eq!(self.number().await, 1);
+        assert_eq!(self.answer().await, Answer::Line("OK".to_owned()));
+        let begun = Instant::now();
+        let waits = |word: &str| word.starts_with("flags=") && word.contains('b');
+        loop {
+            let clients = self.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
+            if clients.text().split_whitespace().any(waits) {
+                return;
+            }
+            assert!(begun.elapsed() < SOON, "nothing is published");
+            sleep(Duration::from_millis(2)).await;
         }
     }
 
