@@ -196,9 +196,13 @@ impl App {
                 Ok(app)
             }
             Err(_) => {
+                let ended = match app.process.exited() {
+                    Some(status) => format!("ended with {status}"),
+                    None => "did not get ready".to_owned(),
+                };
                 // Its last words are complete only when it is gone.
                 app.process.kill();
-                let reason = format!("{program} did not get ready; it logged:\n{}", app.log());
+                let reason = format!("{program} {ended}; it logged:\n{}", app.log());
                 Err(unavailable(reason, "see what it says"))
             }
         }
