@@ -39,6 +39,8 @@ const NODE_MAJOR: u32 = 22;
 const FETCH_LIMIT: Duration = Duration::from_secs(900);
 /// A start takes a second on an idle machine, and many times that beside a build.
 const READY_LIMIT: Duration = Duration::from_secs(90);
+/// How long a program that has closed its output may take to end.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 const NAME: &str = "NestJS";
 
 /// The programs that would be needed now and are not installed, each with the Debian package that has it: none once the
@@ -196,7 +198,7 @@ impl App {
                 Ok(app)
             }
             Err(_) => {
-                let ended = match app.process.exited() {
+                let ended = match app.process.wait(EXIT_LIMIT) {
                     Some(status) => format!("ended with {status}"),
                     None => "did not get ready".to_owned(),
                 };
