@@ -26,12 +26,15 @@ use crate::{
 
 const MANIFEST: &str = include_str!("../nestjs/package.json");
 const LOCK: &str = include_str!("../nestjs/package-lock.json");
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 8] = [
+    ("application.mjs", include_str!("../nestjs/application.mjs")),
     ("client.mjs", include_str!("../nestjs/client.mjs")),
     ("handlers.mjs", include_str!("../nestjs/handlers.mjs")),
     ("lines.mjs", include_str!("../nestjs/lines.mjs")),
     ("server.mjs", include_str!("../nestjs/server.mjs")),
     ("transports.mjs", include_str!("../nestjs/transports.mjs")),
+    ("warehouse.mjs", include_str!("../nestjs/warehouse.mjs")),
+    ("warehouse.ts", include_str!("../nestjs/warehouse.ts")),
 ];
 /// What NestJS 12 runs on.
 const NODE_MAJOR: u32 = 22;
