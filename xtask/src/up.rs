@@ -173,7 +173,7 @@ fn start_fleet(
     }
     let mut addresses = Addresses {
         services: BTreeMap::new(),
-        events: brokers[Kind::Kafka.name()].clone(),
+        events: for_everybody(&brokers[Kind::Kafka.name()]),
     };
     for service in &SERVICES {
         let url = match service.listen {
@@ -209,6 +209,15 @@ fn start_fleet(
         run_seed(&seed, fleet, home, interrupt)
     })?;
     Ok(addresses)
+}
+
+/// The bus, on which each event also gets to where NestJS applications listen for it.
+fn for_everybody(kafka: &str) -> String {
+    match kafka.split_once('?') {
+        Some((_, options)) if options.contains("topic=") => kafka.to_owned(),
+        Some(_) => format!("{kafka}&topic=both"),
+        None => format!("{kafka}?topic=both"),
+    }
 }
 
 fn start_embedded(

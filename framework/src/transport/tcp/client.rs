@@ -22,12 +22,13 @@ use super::{
     NAME, Settings, frame,
     link::{self, Link},
     outbox::{Outgoing, Refused},
+    packet,
 };
 use crate::{
     envelope::Envelope,
     handler::BoxFuture,
     transport::{
-        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, pending::lock,
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire, pending::lock,
     },
 };
 
@@ -55,7 +56,7 @@ impl TcpClient {
         let peers = settings
             .hosts
             .iter()
-            .map(|host| Peer::new(host, settings.max_frame))
+            .map(|host| Peer::new(host, &settings))
             .collect();
         Self {
             settings,
@@ -69,14 +70,18 @@ impl TcpClient {
         if length > self.settings.max_payload() {
             return Err(Error::too_large(length, self.settings.max_payload()));
         }
-        frame::check(envelope).map_err(|what| Error::new(ErrorKind::TooLarge, what))
+        let checked = match self.wire() {
+            Wire::Native => frame::check(envelope),
+            Wire::Nest | Wire::NestText => packet::check(envelope),
+        };
+        checked.map_err(|what| Error::new(ErrorKind::TooLarge, what))
     }
 
     /// Writes an envelope to whatever connection is best.
     async fn send<T>(
         &self,
         envelope: &Envelope,
-        write: impl Fn(&Link, &mut Outgoing, Instant) -> T,
+        write: impl Fn(&Link, &mut Outgoing) -> T,
     ) -> Result<T, Error> {
         self.check(envelope)?;
         let deadline = envelope.deadline;
@@ -89,8 +94,7 @@ impl TcpClient {
                 return Err(Error::too_large(length, link.max_payload()));
             }
             let mut push = pin!(poll_fn(|cx| {
-                link.outbox()
-                    .poll_push(cx, |out| write(link, out, Instant::now()))
+                link.outbox().poll_push(cx, |out| write(link, out))
             }));
             // Mostly there is room, and no timer is needed.
             let pushed = match push.as_mut().now_or_never() {
@@ -192,17 +196,21 @@ impl ClientTransport for TcpClient {
         self.settings.capabilities()
     }
 
+    fn wire(&self) -> Wire {
+        self.settings.wire.unwrap_or(Wire::Native)
+    }
+
     async fn request(&self, envelope: Envelope, expect: Expect) -> Result<Replies, Error> {
-        let request = |link: &Link, out: &mut Outgoing, now| {
+        let request = |link: &Link, out: &mut Outgoing| {
             let (call, replies) = link.pending().register(expect);
-            out.request(call, expect, &envelope, now);
+            link.request(out, call, expect, &envelope);
             replies
         };
         self.send(&envelope, request).await
     }
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
-        let event = |_: &Link, out: &mut Outgoing, now| out.event(&envelope, now);
+        let event = |link: &Link, out: &mut Outgoing| link.event(out, &envelope);
         self.send(&envelope, event).await
     }
 
@@ -248,6 +256,7 @@ impl From<Failure> for Error {
 struct Peer {
     host: String,
     max_frame: usize,
+    wire: Wire,
     /// Calls that wait for a connection.
     waiting: AtomicUsize,
     state: Mutex<State>,
@@ -283,10 +292,11 @@ struct State {
 }
 
 impl Peer {
-    fn new(host: &str, max_frame: usize) -> Arc<Self> {
+    fn new(host: &str, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             host: host.to_owned(),
-            max_frame,
+            max_frame: settings.max_frame,
+            wire: settings.wire.unwrap_or(Wire::Native),
             waiting: AtomicUsize::new(0),
             state: Mutex::default(),
         })
@@ -334,7 +344,7 @@ impl Peer {
     }
 
     async fn attempt(&self) -> Result<Arc<Connection>, Failure> {
-        let opening = link::open(&self.host, self.max_frame);
+        let opening = link::open(&self.host, self.max_frame, self.wire);
         let error = match timeout(CONNECT, opening).await {
             Ok(Ok((link, driver))) => {
                 let task = Task::spawn(driver);
