@@ -1,8 +1,13 @@
 // What the transports of NestJS do not have in common: options, metadata, and what "listening" comes to.
 
+import { setTimeout } from 'node:timers/promises';
+
 import { headers as natsHeaders } from '@nats-io/transport-node';
 import { NatsRecordBuilder, Transport } from '@nestjs/microservices';
 import { Kafka, logLevel } from 'kafkajs';
+
+/** How long a broker may take to know its new topics, in milliseconds. */
+const TOPICS_LIMIT = 30_000;
 
 /**
  * The transport that a URL names.
@@ -94,8 +99,25 @@ async function createTopics(client, names) {
   await admin.connect();
   try {
     const topics = names.map((topic) => ({ topic, numPartitions: 1, replicationFactor: 1 }));
-    await admin.createTopics({ topics, waitForLeaders: true });
+    await admin.createTopics({ topics, waitForLeaders: false });
+    // What kafkajs has for this gives up at a broker that has not heard of its topics yet.
+    const deadline = Date.now() + TOPICS_LIMIT;
+    while (!(await knows(admin, names)) && Date.now() < deadline) {
+      await setTimeout(20);
+    }
   } finally {
     await admin.disconnect();
+  }
+}
+
+async function knows(admin, topics) {
+  try {
+    await admin.fetchTopicMetadata({ topics });
+    return true;
+  } catch (error) {
+    if (error.type === 'UNKNOWN_TOPIC_OR_PARTITION') {
+      return false;
+    }
+    throw error;
   }
 }

@@ -26,12 +26,15 @@ use crate::{
 
 const MANIFEST: &str = include_str!("../nestjs/package.json");
 const LOCK: &str = include_str!("../nestjs/package-lock.json");
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 8] = [
+    ("application.mjs", include_str!("../nestjs/application.mjs")),
     ("client.mjs", include_str!("../nestjs/client.mjs")),
     ("handlers.mjs", include_str!("../nestjs/handlers.mjs")),
     ("lines.mjs", include_str!("../nestjs/lines.mjs")),
     ("server.mjs", include_str!("../nestjs/server.mjs")),
     ("transports.mjs", include_str!("../nestjs/transports.mjs")),
+    ("warehouse.mjs", include_str!("../nestjs/warehouse.mjs")),
+    ("warehouse.ts", include_str!("../nestjs/warehouse.ts")),
 ];
 /// What NestJS 12 runs on.
 const NODE_MAJOR: u32 = 22;
@@ -39,6 +42,8 @@ const NODE_MAJOR: u32 = 22;
 const FETCH_LIMIT: Duration = Duration::from_secs(900);
 /// A start takes a second on an idle machine, and many times that beside a build.
 const READY_LIMIT: Duration = Duration::from_secs(90);
+/// How long a program that has closed its output may take to end.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 const NAME: &str = "NestJS";
 
 /// The programs that would be needed now and are not installed, each with the Debian package that has it: none once the
@@ -196,9 +201,13 @@ impl App {
                 Ok(app)
             }
             Err(_) => {
+                let ended = match app.process.wait(EXIT_LIMIT) {
+                    Some(status) => format!("ended with {status}"),
+                    None => "did not get ready".to_owned(),
+                };
                 // Its last words are complete only when it is gone.
                 app.process.kill();
-                let reason = format!("{program} did not get ready; it logged:\n{}", app.log());
+                let reason = format!("{program} {ended}; it logged:\n{}", app.log());
                 Err(unavailable(reason, "see what it says"))
             }
         }

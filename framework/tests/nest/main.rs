@@ -10,7 +10,8 @@
 //! | `server` | nestling, `?wire=nest` | NestJS |
 //! | `mirror` | nestling, `?wire=nest` | nestling |
 //!
-//! `cargo test -p nestling --test nest tcp::client::` runs one of them. The applications are in `testkit/nestjs/`.
+//! `cargo test -p nestling --test nest tcp::client::` runs one of them. Beside the table, the service of `docs/nestjs.md`
+//! runs in both of its forms. The applications are in `testkit/nestjs/`.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,6 +31,7 @@ mod replicas;
 mod router;
 mod stage;
 mod streams;
+mod warehouse;
 
 /// The list of cases; a word after `if` is what a case needs, see `needs.rs`.
 macro_rules! cases {

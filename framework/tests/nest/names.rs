@@ -73,9 +73,7 @@ impl Names {
     }
 
     pub(crate) fn at(&self, name: &str) -> Pattern {
-        let text = format!("{}.{name}", self.run);
-        let json = json!(text).to_string();
-        Pattern { text, json }
+        string(format!("{}.{name}", self.run))
     }
 
     pub(crate) fn sum(&self) -> Pattern {
@@ -117,7 +115,16 @@ impl Names {
     }
 }
 
-fn object(json: String) -> Pattern {
+/// A pattern that is a string.
+pub(crate) fn string(text: impl Into<String>) -> Pattern {
+    let text = text.into();
+    let json = json!(text).to_string();
+    Pattern { text, json }
+}
+
+/// A pattern of another type, as JSON.
+pub(crate) fn object(json: impl Into<String>) -> Pattern {
+    let json = json.into();
     Pattern {
         text: json.clone(),
         json,

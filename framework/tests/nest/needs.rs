@@ -50,13 +50,9 @@ pub(crate) fn shares(transport: Transport, _: Half) -> bool {
     matches!(transport, Transport::Nats | Transport::Kafka)
 }
 
-/// Handlers may have wildcards: in NATS's subjects, and on Redis where a NestJS server asks for them.
-pub(crate) fn wildcards(transport: Transport, half: Half) -> bool {
-    match transport {
-        Transport::Nats => true,
-        Transport::Redis => half.server == Side::Nest,
-        Transport::Tcp | Transport::Kafka => false,
-    }
+/// Patterns of handlers may have wildcards.
+pub(crate) fn wildcards(transport: Transport, _: Half) -> bool {
+    matches!(transport, Transport::Nats | Transport::Redis)
 }
 
 pub(crate) fn nats(transport: Transport, _: Half) -> bool {

@@ -114,10 +114,12 @@ pub(crate) fn router(names: &Names, transport: Transport) -> Router {
         })
         .message_at(names.nested().text, echo)
         .message_at(at("zażółć.😀"), echo);
-    if transport == Transport::Nats {
+    if matches!(transport, Transport::Nats | Transport::Redis) {
         router = router.message_at(at("time.us.*"), async |cx: Context| {
             ok(json!({ "destination": cx.pattern() }))
         });
+    }
+    if transport == Transport::Nats {
         router = record(
             router,
             &seen,

@@ -124,6 +124,11 @@ pub(crate) fn run<F: Future<Output = ()>>(
     });
 }
 
+/// Runs what is not a case of the table, where servers and callers live.
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    RUNTIME.block_on(async { within("the test", test).await });
+}
+
 /// Waits for something that has to come.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match timeout(LIMIT, future).await {
@@ -310,12 +315,21 @@ impl Place {
 
     /// A NestJS server of one's own, with options.
     pub(crate) async fn nest(url: String, options: &'static [&'static str]) -> Self {
+        Self::program("server.mjs", url, options).await
+    }
+
+    /// Another program of the npm project.
+    pub(crate) async fn program(
+        program: &'static str,
+        url: String,
+        options: &'static [&'static str],
+    ) -> Self {
         let names = Names::new();
         let run = names.run().to_owned();
         let start = move || {
             let mut arguments = vec![&*url, "--run", &run];
             arguments.extend(options);
-            App::start("server.mjs", &arguments, |line| {
+            App::start(program, &arguments, |line| {
                 eprintln!("a NestJS server said {line:?}");
             })
         };
