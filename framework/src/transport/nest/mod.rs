@@ -13,6 +13,12 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
+#[cfg(feature = "kafka")]
+pub(super) use self::failure::{read as read_failure, write as write_failure};
+#[cfg(feature = "redis")]
+pub(super) use self::packet::is_answer;
+#[cfg(feature = "tcp")]
+pub(super) use self::packet::{RESPONSE, write_item_end};
 pub(super) use self::{
     ids::CallIds,
     packet::{
@@ -25,12 +31,6 @@ use crate::{
     envelope::{Envelope, Headers, header},
     pattern,
 };
-
-#[cfg(feature = "tcp")]
-pub(super) use self::packet::{RESPONSE, write_item_end};
-
-#[cfg(feature = "kafka")]
-pub(super) use self::failure::{read as read_failure, write as write_failure};
 
 /// What a NestJS service answers to a pattern that it does not handle.
 pub(super) const NO_HANDLER: &str =
@@ -143,6 +143,7 @@ mod tests {
                 pattern: "e".into(),
                 needs: Guarantee::BestEffort,
             }],
+            temporary: false,
             max_in_flight: 1,
         })
     }

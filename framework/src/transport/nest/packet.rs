@@ -100,6 +100,15 @@ pub(in crate::transport) struct Answer {
     pub(in crate::transport) item: Item,
 }
 
+/// Whether these bytes are a reply, and not merely JSON that a client would take for a value.
+pub(in crate::transport) fn is_answer(bytes: &Bytes) -> bool {
+    let text = lossy(bytes);
+    let members = members::<AnswerMembers<'_>>(text.as_ref());
+    members.is_ok_and(|members| {
+        members.is_some_and(|members| members.has_members && !members.is_foreign)
+    })
+}
+
 /// Reads a reply. JSON that is no packet counts as the one value of a reply.
 ///
 /// # Errors
@@ -549,6 +558,27 @@ mod tests {
             answer(r#"{"response":1,"isDisposed":true}"#),
             (None, last("1"))
         );
+    }
+
+    #[test]
+    fn a_reply_is_told_from_what_is_taken_for_one() {
+        let is_answer = |json: &str| is_answer(&Bytes::copy_from_slice(json.as_bytes()));
+        for json in [
+            r#"{"id":"i"}"#,
+            r#"{"response":1,"isDisposed":true,"id":"i"}"#,
+        ] {
+            assert!(is_answer(json), "{json}");
+        }
+        for json in [
+            "",
+            "{}",
+            "5",
+            "[1]",
+            r#"{"id":"i","data":1}"#,
+            r#"{"id":"i""#,
+        ] {
+            assert!(!is_answer(json), "{json}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ async fn strangers() -> (Connection, TcpStream) {
             pattern: "p".into(),
             needs: Guarantee::BestEffort,
         }],
+        temporary: false,
         max_in_flight: 1,
     };
     let client = TcpStream::connect(address).await.unwrap();
