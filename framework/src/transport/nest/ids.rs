@@ -25,7 +25,11 @@ impl CallIds {
 
     /// The call whose id this is, in JSON; `None` if it is none of this client's.
     pub(in crate::transport) fn parse(&self, json: &[u8]) -> Option<u64> {
-        let id = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        self.parse_text(json.strip_prefix(b"\"")?.strip_suffix(b"\"")?)
+    }
+
+    /// The same for an id that is not in JSON.
+    pub(in crate::transport) fn parse_text(&self, id: &[u8]) -> Option<u64> {
         let canonical = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if id.len() != SALT_DIGITS + CALL_DIGITS || !id.iter().all(canonical) {
             return None;
@@ -49,6 +53,7 @@ mod tests {
             let text = ids.text(call);
             assert_eq!(text.len(), 21);
             assert_eq!(ids.parse(format!("\"{text}\"").as_bytes()), Some(call));
+            assert_eq!(ids.parse_text(text.as_bytes()), Some(call));
         }
         assert_eq!(CallIds { salt: 0xab }.text(1), "000ab0000000000000001");
     }

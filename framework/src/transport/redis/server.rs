@@ -130,6 +130,8 @@ pub(super) struct Shared {
     pub(super) service: String,
     /// The consumer.
     pub(super) instance: String,
+    /// Whether the groups go when this process does.
+    pub(super) temporary: bool,
     pub(super) streams: Vec<StreamOf>,
     /// How many entries are taken at once.
     most: usize,
@@ -157,6 +159,7 @@ impl Shared {
             options: Arc::clone(options),
             service: subscription.service.clone(),
             instance: subscription.instance.clone(),
+            temporary: subscription.temporary,
             streams,
             most: subscription.max_in_flight,
             redelivers,

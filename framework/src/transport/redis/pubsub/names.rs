@@ -141,6 +141,7 @@ mod tests {
                     pattern: "*.reply".into(),
                     needs: Guarantee::BestEffort,
                 }],
+                temporary: false,
                 max_in_flight: 1,
             },
             "nestling:".to_owned(),
