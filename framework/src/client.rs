@@ -17,8 +17,10 @@ use crate::{
     envelope::{Envelope, header},
     error::RpcError,
     handler::{BoxFuture, Streaming},
+    pattern,
     transport::{
         Capabilities, ClientIdentity, ClientTransport, Error, ErrorKind, Expect, Item, Replies,
+        Wire,
     },
 };
 
@@ -59,6 +61,7 @@ struct Inner {
     transport: Arc<dyn ClientTransport>,
     capabilities: Capabilities,
     codec: Codec,
+    wire: Wire,
     timeout: Duration,
 }
 
@@ -108,7 +111,7 @@ impl Builder {
     ///
     /// # Errors
     /// When the URL makes no sense, the peer or broker cannot be reached, or the transport does not
-    /// give what an event needs.
+    /// give what an event needs or cannot carry the codec.
     pub async fn build(self) -> Result<Client, Error> {
         let transport = self.endpoint.open_client(self.identity).await?;
         let capabilities = transport.capabilities();
@@ -116,11 +119,17 @@ impl Builder {
             check_guarantee(&*transport, &capabilities, pattern, needs)?;
         }
         let Self { codec, timeout, .. } = self;
+        let wire = transport.wire();
+        if wire != Wire::Native && codec != Codec::Json {
+            let message = format!("NestJS's wire carries JSON, and not {codec:?}");
+            return Err(Error::new(ErrorKind::Config, message));
+        }
         Ok(Client {
             inner: Arc::new(Inner {
                 transport,
                 capabilities,
                 codec,
+                wire,
                 timeout,
             }),
         })
@@ -265,6 +274,11 @@ impl Client {
         self.inner.capabilities
     }
 
+    /// The wire it speaks.
+    pub fn wire(&self) -> Wire {
+        self.inner.wire
+    }
+
     /// The scheme of the transport behind it.
     pub fn transport(&self) -> &'static str {
         self.inner.transport.name()
@@ -291,6 +305,10 @@ impl Client {
         payload: Result<Bytes, RpcError>,
     ) -> Call<'_> {
         let envelope = payload.map(|payload| {
+            let pattern = match self.inner.wire {
+                Wire::Native => pattern::route(pattern.into()),
+                Wire::Nest | Wire::NestText => pattern.into(),
+            };
             let mut envelope = Envelope::new(pattern, payload);
             if let Some(content_type) = codec.content_type() {
                 envelope
@@ -328,6 +346,14 @@ impl<'a> Call<'a> {
     fn header(&mut self, name: impl Into<ByteString>, value: impl Into<ByteString>) {
         if let Ok(envelope) = &mut self.envelope {
             envelope.headers.insert(name, value);
+        }
+    }
+
+    /// How replies are read.
+    fn reply_codec(&self) -> Codec {
+        match self.client.inner.wire {
+            Wire::Native | Wire::Nest => self.codec,
+            Wire::NestText => Codec::Text,
         }
     }
 
@@ -401,7 +427,7 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
     /// time is over, `ResourceExhausted` when the message is too large.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let codec = self.call.codec;
+            let codec = self.call.reply_codec();
             let deadline = Instant::now() + self.call.timeout();
             let (client, envelope) = self.call.into_envelope(Some(deadline))?;
             let deadline = envelope.deadline.unwrap_or(deadline);
@@ -510,7 +536,7 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
     /// a value that takes longer than the timeout ends it with `DeadlineExceeded`.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let codec = self.call.codec;
+            let codec = self.call.reply_codec();
             let patience = self.call.timeout();
             let blind = !self.call.client.inner.capabilities.cancels;
             let within = self.within.or(blind.then_some(STREAM_DEADLINE));

@@ -15,6 +15,10 @@ pub enum Codec {
     /// `application/json`: the default, and the only one NestJS applications speak.
     #[default]
     Json,
+    /// `text/plain`: what NestJS puts into a Kafka record. Objects and arrays are JSON; all else is
+    /// text, in which `42` may be a number or a string: whatever the type is that is asked for.
+    /// Encodes as JSON.
+    Text,
     /// `application/x-bincode`: bincode 2, standard configuration. Small and fast, but both sides
     /// must be built from the same contract.
     #[cfg(feature = "bincode")]
@@ -30,6 +34,7 @@ impl Codec {
     pub fn content_type(self) -> Option<&'static str> {
         match self {
             Self::Json => None,
+            Self::Text => Some("text/plain"),
             #[cfg(feature = "bincode")]
             Self::Bincode => Some("application/x-bincode"),
         }
@@ -42,6 +47,7 @@ impl Codec {
     pub fn of(headers: &Headers) -> Result<Self, RpcError> {
         match headers.get(header::CONTENT_TYPE) {
             None | Some("application/json") => Ok(Self::Json),
+            Some("text/plain") => Ok(Self::Text),
             #[cfg(feature = "bincode")]
             Some("application/x-bincode") => Ok(Self::Bincode),
             Some(other) => Err(RpcError::invalid_argument(format!(
@@ -56,7 +62,7 @@ impl Codec {
     /// `Internal` when the type cannot be carried by this codec.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Bytes, RpcError> {
         match self {
-            Self::Json => serde_json::to_vec(value)
+            Self::Json | Self::Text => serde_json::to_vec(value)
                 .map(Bytes::from)
                 .map_err(RpcError::internal),
             #[cfg(feature = "bincode")]
@@ -77,6 +83,7 @@ impl Codec {
                 serde_json::from_slice(bytes)
                     .map_err(|error| undecodable(&error).with_source(error))
             }
+            Self::Text => decode_text(bytes),
             #[cfg(feature = "bincode")]
             Self::Bincode => {
                 let config = bincode::config::standard().with_limit::<BINCODE_LIMIT>();
@@ -88,6 +95,18 @@ impl Codec {
             }
         }
     }
+}
+
+/// Objects and arrays first, then text, then whatever else JSON knows.
+fn decode_text<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RpcError> {
+    let as_json = || Codec::Json.decode(bytes);
+    if matches!(bytes.first(), None | Some(b'{' | b'['))
+        && let Ok(value) = as_json()
+    {
+        return Ok(value);
+    }
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    serde_json::from_value(text.into()).or_else(|_| as_json())
 }
 
 fn undecodable(error: &dyn std::fmt::Display) -> RpcError {
@@ -104,6 +123,24 @@ mod tests {
         assert_eq!(Codec::Json.decode::<Option<u8>>(b""), Ok(None));
         assert_eq!(
             Codec::Json.decode::<u8>(b"{").unwrap_err().code,
+            Code::InvalidArgument
+        );
+    }
+
+    #[test]
+    fn text_is_what_the_type_makes_of_it() {
+        let codec = Codec::Text;
+        assert_eq!(codec.decode(b"42"), Ok(42));
+        assert_eq!(codec.decode(b"42"), Ok("42".to_owned()));
+        assert_eq!(codec.decode(b"\"q\""), Ok("\"q\"".to_owned()));
+        assert_eq!(codec.decode(b"true"), Ok(true));
+        assert_eq!(codec.decode(b"[1,2]"), Ok(vec![1, 2]));
+        assert_eq!(codec.decode(b"{bad"), Ok("{bad".to_owned()));
+        assert_eq!(codec.decode(b""), Ok(()));
+        assert_eq!(codec.decode(b""), Ok(String::new()));
+        assert_eq!(codec.decode(b"42"), Ok(serde_json::json!("42")));
+        assert_eq!(
+            codec.decode::<u8>(b"x").unwrap_err().code,
             Code::InvalidArgument
         );
     }

@@ -2,7 +2,7 @@
 
 use std::{error, fmt, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::value::StrDeserializer};
 
 /// What kind of failure an [`RpcError`] is, with gRPC's names and meanings.
 ///
@@ -54,6 +54,14 @@ impl Code {
                 | Self::Internal
                 | Self::Unknown
         )
+    }
+}
+
+impl Code {
+    /// The code that has this name on the wire, `NOT_FOUND`, if there is one.
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
+        let code = Self::deserialize(StrDeserializer::<serde::de::value::Error>::new(name)).ok();
+        code.filter(|code| *code != Self::Unknown || name == "UNKNOWN")
     }
 }
 

@@ -48,6 +48,7 @@ mod extract;
 mod handler;
 mod introspect;
 mod layer;
+mod pattern;
 mod router;
 mod server;
 #[cfg(feature = "service")]
@@ -82,3 +83,8 @@ pub use self::{
 #[cfg(all(doctest, feature = "macros"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The same of the guide for those who come from NestJS.
+#[cfg(all(doctest, feature = "macros"))]
+#[doc = include_str!("../../docs/nestjs.md")]
+struct FromNestJs;

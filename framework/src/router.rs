@@ -18,6 +18,7 @@ use crate::{
     contract::{Event, Guarantee, Message, Shape},
     error::RpcError,
     handler::{BoxFuture, EventHandler, Handler, MessageHandler, Reply},
+    pattern,
 };
 
 /// One handler with the layers around it: a `tower` service from [`Context`] to [`Reply`].
@@ -283,7 +284,7 @@ impl Router {
     ) -> Self {
         let caller = Location::caller();
         self.insert_message(
-            pattern,
+            pattern::route(pattern),
             MessageRoute {
                 route,
                 idempotent,
@@ -311,6 +312,7 @@ impl Router {
     #[track_caller]
     fn add_event(mut self, pattern: ByteString, route: Route, needs: Guarantee) -> Self {
         let caller = Location::caller();
+        let pattern = pattern::route(pattern);
         self.events.entry(pattern).or_default().push(EventRoute {
             route,
             needs,
@@ -418,6 +420,12 @@ mod tests {
             .next()
             .map(|(pattern, _)| pattern.as_ptr());
         assert_eq!(kept, Some(literal.as_ptr()));
+    }
+
+    #[test]
+    fn an_object_pattern_is_found_by_its_route() {
+        let router = Router::new().message_at(r#"{ "b": 1, "a": 2 }"#, echo);
+        assert!(router.find_message(r#"{"a":2,"b":1}"#).is_some());
     }
 
     #[test]

@@ -153,35 +153,6 @@ async fn headers_and_the_remaining_time_arrive_whichever_way_a_request_is_marked
 }
 
 #[tokio::test]
-async fn what_is_not_native_is_ignored_and_hurts_nobody() {
-    let url = nats!();
-    let one = pattern("one");
-    let server = start(&url, "foreign", Router::new().message_at(one, double)).await;
-    let nats = async_nats::connect(&url).await.unwrap();
-    let strange = [
-        &b""[..],
-        b"\xff\x00",
-        br#"{"pattern":"one","data":1,"id":"x"}"#,
-    ];
-    for payload in strange {
-        nats.publish(one, payload.into()).await.unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert("nestling", "2");
-        nats.publish_with_headers(one, headers, payload.into())
-            .await
-            .unwrap();
-        let control = format!("_nestling.ctl.{one}");
-        nats.publish_with_reply(control, "nowhere", payload.into())
-            .await
-            .unwrap();
-    }
-    nats.flush().await.unwrap();
-    let client = Client::connect(&url).await.unwrap();
-    assert_eq!(client.send_at::<u64>(one, &21).await.unwrap(), 42);
-    server.shutdown().await;
-}
-
-#[tokio::test]
 async fn a_pattern_nobody_handles_fails_at_once() {
     let url = nats!();
     let client = Client::connect(&url).await.unwrap();

@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("contract", &[]),
     ("envelope", &[]),
     ("error", &[]),
+    ("pattern", &[]),
     ("codec", &["envelope", "error"]),
     ("context", &["envelope"]),
     ("extract", &["codec", "context", "envelope", "error"]),
@@ -24,7 +25,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "handler",
         &["codec", "context", "contract", "error", "extract"],
     ),
-    ("router", &["context", "contract", "error", "handler"]),
+    (
+        "router",
+        &["context", "contract", "error", "handler", "pattern"],
+    ),
     ("layer", &["context", "error", "handler", "router"]),
     (
         "introspect",
@@ -37,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "envelope",
             "error",
             "handler::BoxFuture",
+            "pattern",
         ],
     ),
     ("endpoint", &["transport"]),
@@ -63,6 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "envelope",
             "error",
             "handler",
+            "pattern",
             "transport",
         ],
     ),
@@ -251,6 +257,22 @@ fn crates_meet_in_contracts_only() {
     services.insert("shop");
     forbid("gateway", &services);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_guide_shows_the_example_that_runs() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let guide = read("docs/nestjs.md");
+    for example in [
+        "framework/examples/warehouse.rs",
+        "framework/testkit/nestjs/warehouse.ts",
+    ] {
+        let text = read(example);
+        assert!(
+            guide.contains(&format!("\n{text}```\n")),
+            "docs/nestjs.md does not show {example} as it is"
+        );
+    }
 }
 
 /// A source file without its comments and without the tests at its end.

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until},
@@ -30,7 +31,7 @@ use crate::{
     context::Context,
     error::{Code, RpcError},
     handler::{BoxFuture, ByteStream, Reply},
-    router::{Route, Router, no_handler},
+    router::{MessageRoute, Route, Router, no_handler},
     transport::{Delivery, Gone, Kind, Outcome, Source},
 };
 
@@ -196,7 +197,7 @@ impl Driver {
         let started = poll_fn(|task| Poll::Ready(self.start(&mut delivery, task))).await;
         match started {
             Started::Settle(outcome) => {
-                delivery.settle(outcome);
+                settle(delivery, outcome);
                 Some(permit)
             }
             Started::Message(running) => {
@@ -220,17 +221,30 @@ impl Driver {
         }
     }
 
+    /// Whether it is answered is the sender's choice and not the handler's, as in NestJS: a message
+    /// to a pattern that only has event handlers runs them, and an event without a handler of its own
+    /// runs the message's.
     fn start(&mut self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
-        match delivery.kind {
-            Kind::Message => self.start_message(delivery, task),
-            Kind::Event => self.lanes.start(&self.shared, self.origin, delivery, task),
+        let router = &self.shared.router;
+        let (route, kind) = (delivery.route(), delivery.kind);
+        match (router.find_message(route), router.find_events(route)) {
+            (Some(message), []) => self.start_message(message, delivery, task),
+            (Some(message), _) if kind == Kind::Message => {
+                self.start_message(message, delivery, task)
+            }
+            (None, []) if kind == Kind::Message => {
+                Started::Settle(Outcome::Fail(no_handler(route)))
+            }
+            _ => self.lanes.start(&self.shared, self.origin, delivery, task),
         }
     }
 
-    fn start_message(&self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
-        let Some(message) = self.shared.router.find_message(delivery.route()) else {
-            return Started::Settle(Outcome::Fail(no_handler(delivery.route())));
-        };
+    fn start_message(
+        &self,
+        message: &MessageRoute,
+        delivery: &mut Delivery,
+        task: &mut task::Context<'_>,
+    ) -> Started {
         let envelope = std::mem::take(&mut delivery.envelope);
         let now = Instant::now();
         let deadline = envelope.deadline;
@@ -260,6 +274,7 @@ impl Driver {
             limit,
             cancellable,
             has_room: false,
+            ahead: None,
         })
     }
 
@@ -300,9 +315,19 @@ pub(super) enum Started {
 /// A delivery whose work was torn down is dropped, which gives it back.
 fn settle_or_give_back(delivery: Delivery, outcome: Option<Outcome>) {
     match outcome {
-        Some(outcome) => delivery.settle(outcome),
+        Some(outcome) => settle(delivery, outcome),
         None => drop(delivery),
     }
+}
+
+/// Says what became of a delivery in the terms of its kind, whatever handled it.
+fn settle(delivery: Delivery, outcome: Outcome) {
+    let outcome = match (delivery.kind, outcome) {
+        (Kind::Message, Outcome::Ack) => Outcome::Done,
+        (Kind::Event, Outcome::Reply(_) | Outcome::Done | Outcome::Fail(_)) => Outcome::Ack,
+        (_, outcome) => outcome,
+    };
+    delivery.settle(outcome);
 }
 
 /// A handler at work, with the context it runs in.
@@ -379,6 +404,8 @@ pub(super) struct Running {
     cancellable: bool,
     /// The responder has said that it takes one more value.
     has_room: bool,
+    /// What the stream gave when it was asked whether it ends.
+    ahead: Option<Result<Bytes, RpcError>>,
 }
 
 /// Why work ended before its handler did.
@@ -480,21 +507,35 @@ impl Running {
                 Err(Gone) => return end(Outcome::Done),
             }
         }
-        let cx = self.work.context();
-        let polling = AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
-        let item = match catch_unwind(polling) {
-            Ok(polled) => ready!(polled),
-            Err(panic) => Some(Err(panicked(&*panic))),
-        };
-        match item {
-            Some(Ok(payload)) => {
-                delivery.responder().value(payload);
-                self.has_room = false;
-                Poll::Ready(Step::Value)
-            }
-            Some(Err(error)) => end(Outcome::Fail(report(cx, error))),
+        match ready!(self.poll_item(stream, task)) {
+            // An end that is known already travels with the last value.
+            Some(Ok(payload)) => match self.poll_item(stream, task) {
+                Poll::Ready(None) => end(Outcome::Reply(payload)),
+                next => {
+                    if let Poll::Ready(Some(item)) = next {
+                        self.ahead = Some(item);
+                    }
+                    delivery.responder().value(payload);
+                    self.has_room = false;
+                    Poll::Ready(Step::Value)
+                }
+            },
+            Some(Err(error)) => end(Outcome::Fail(report(self.work.context(), error))),
             None => end(Outcome::Done),
         }
+    }
+
+    fn poll_item(
+        &mut self,
+        stream: &mut ByteStream,
+        task: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Bytes, RpcError>>> {
+        if let Some(item) = self.ahead.take() {
+            return Poll::Ready(Some(item));
+        }
+        let cx = self.work.context();
+        let polling = AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
+        catch_unwind(polling).unwrap_or_else(|panic| Poll::Ready(Some(Err(panicked(&*panic)))))
     }
 }
 

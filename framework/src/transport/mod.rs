@@ -11,11 +11,14 @@
 
 mod address;
 mod calls;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+mod nest;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
@@ -133,9 +136,9 @@ pub struct Gone;
 /// What became of a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The one value of a reply.
+    /// The one value of a reply, or the last of a stream whose end came with it.
     Reply(Bytes),
-    /// The end of a streamed reply.
+    /// The end of a streamed reply, or of a message that has no answer.
     Done,
     /// The error that answers a message, alone or after values.
     Fail(RpcError),
@@ -280,6 +283,11 @@ pub trait ClientTransport: Send + Sync + 'static {
     /// What it gives.
     fn capabilities(&self) -> Capabilities;
 
+    /// How patterns and payloads are written on its wire.
+    fn wire(&self) -> Wire {
+        Wire::Native
+    }
+
     /// Sends a message; the replies arrive through what is returned, which forgets the call when
     /// it is dropped. Connects, or connects again, when it has to.
     ///
@@ -295,6 +303,18 @@ pub trait ClientTransport: Send + Sync + 'static {
 
     /// Lets go of the connection; waiting calls end with [`ErrorKind::Closed`].
     async fn close(&self);
+}
+
+/// The wires that clients speak. Servers answer all of them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wire {
+    /// Ours: any codec, and patterns in their normal form.
+    Native,
+    /// That of `@nestjs/microservices`, which carries JSON, and patterns as they were written.
+    Nest,
+    /// The same on Kafka, where what is neither an object nor an array travels as plain text.
+    NestText,
 }
 
 /// How many replies a caller expects.
@@ -481,6 +501,8 @@ static SCHEMES: &[Scheme] = &[
     nats::SCHEME,
     #[cfg(feature = "redis")]
     redis::SCHEME,
+    #[cfg(feature = "redis")]
+    redis::SCHEME_PUBSUB,
     #[cfg(feature = "kafka")]
     kafka::SCHEME,
 ];

@@ -271,3 +271,79 @@ async fn an_endless_stream_leaves_room_for_others_and_ends_with_its_deadline() {
     assert!(witness.values.load(Ordering::Relaxed) > 0);
     server.shutdown().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_sender_decides_whether_it_is_answered() {
+    let (transport, deliveries) = script();
+    let heard = Log::new();
+    let hear = {
+        let heard = heard.clone();
+        move || {
+            heard.push("event");
+            async { Ok::<_, RpcError>(()) }
+        }
+    };
+    let answer = {
+        let heard = heard.clone();
+        move |Payload(n): Payload<u64>| {
+            heard.push("message");
+            async move {
+                match n {
+                    0 => Err(RpcError::not_found("none")),
+                    n => Ok(n),
+                }
+            }
+        }
+    };
+    let router = Router::new()
+        .event_with("happened", Guarantee::AtLeastOnce, hear)
+        .message_at("ask", answer);
+    let server = Server::new("x", router).listen(transport);
+    let server = server.start().await.unwrap();
+
+    let check = async |kind, pattern, payload, expected| {
+        let witness = Witness::new();
+        deliveries
+            .send(witness.delivery(kind, pattern, payload))
+            .unwrap();
+        sleep(SECOND).await;
+        assert_eq!(witness.outcomes.all(), [expected], "{kind:?} {pattern}");
+    };
+    check(Kind::Message, "happened", "null", Outcome::Done).await;
+    check(Kind::Event, "happened", "null", Outcome::Ack).await;
+    check(Kind::Event, "ask", "1", Outcome::Ack).await;
+    check(Kind::Event, "ask", "0", Outcome::Ack).await;
+    check(Kind::Event, "nobody", "1", Outcome::Ack).await;
+    assert_eq!(heard.all(), ["event", "event", "message", "message"]);
+    server.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_stream_travels_with_its_last_value_if_it_is_known() {
+    let (transport, deliveries) = script();
+    let now = || async { Streaming::of([1_u64, 2, 3]) };
+    let later = || async {
+        let end = stream::once(sleep(SECOND)).filter_map(async |()| None);
+        Streaming::new(stream::iter([Ok(1_u64)]).chain(end))
+    };
+    let router = Router::new()
+        .message_at("now", now)
+        .message_at("later", later)
+        .message_at("empty", || async { Streaming::<u64>::of([]) });
+    let server = Server::new("x", router).listen(transport);
+    let server = server.start().await.unwrap();
+
+    let check = async |pattern, values, end| {
+        let witness = Witness::new();
+        deliveries
+            .send(witness.delivery(Kind::Message, pattern, "null"))
+            .unwrap();
+        sleep(SECOND * 2).await;
+        assert_eq!(witness.values.load(Ordering::Relaxed), values, "{pattern}");
+        assert_eq!(witness.outcomes.all(), [end], "{pattern}");
+    };
+    check("now", 2, Outcome::Reply("3".into())).await;
+    check("later", 1, Outcome::Done).await;
+    check("empty", 0, Outcome::Done).await;
+    server.shutdown().await;
+}

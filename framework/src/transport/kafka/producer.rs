@@ -30,7 +30,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) partition: Option<i32>,
     pub(super) key: Option<&'a [u8]>,
     pub(super) headers: OwnedHeaders,
-    pub(super) payload: &'a [u8],
+    /// `None` is a value that is null.
+    pub(super) payload: Option<&'a [u8]>,
 }
 
 /// Which delivery reports are wanted.
@@ -135,7 +136,7 @@ impl<C: ProducerContext + 'static> Producer<C> {
         let record = BaseRecord {
             topic,
             partition,
-            payload: Some(payload),
+            payload,
             key,
             timestamp: None,
             headers: Some(headers),
@@ -224,7 +225,7 @@ impl<C: ProducerContext + 'static> Producer<C> {
 pub(super) struct Unsent<C: ProducerContext<NoCustomPartitioner>> {
     pub(super) error: KafkaError,
     opaque: C::DeliveryOpaque,
-    headers: Option<OwnedHeaders>,
+    pub(super) headers: Option<OwnedHeaders>,
 }
 
 impl<C: ProducerContext> Unsent<C> {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use nestling::{Client, Codec, Context, Payload, Router, RpcError, header};
+use nestling::{
+    Client, Codec, Context, Payload, Router, RpcError, header,
+    transport::{ErrorKind, Wire},
+};
 
 use super::{
     fixture::{Stage, echo},
@@ -159,7 +162,8 @@ pub async fn a_slow_handler_does_not_delay_others(stage: Stage) {
     assert_eq!(slow, Ok(0));
 }
 
-/// The codec is the client's choice: the server answers in the one it was asked in.
+/// The codec is the client's choice: the server answers in the one it was asked in. A wire that carries
+/// JSON only refuses another when its client is made.
 pub async fn bincode_travels(stage: Stage) {
     let pattern = stage.pattern("pair");
     let swap = |Payload((n, text)): Payload<(u64, String)>, cx: Context| async move {
@@ -171,9 +175,12 @@ pub async fn bincode_travels(stage: Stage) {
         }
     };
     let server = stage.start(Router::new().message_at(pattern, swap)).await;
-    let client = stage
-        .connect(stage.client_builder(&[&server]).codec(Codec::Bincode))
-        .await;
+    let builder = stage.client_builder(&[&server]).codec(Codec::Bincode);
+    if stage.client(&[&server]).await.wire() != Wire::Native {
+        assert_eq!(builder.build().await.unwrap_err().kind(), ErrorKind::Config);
+        return;
+    }
+    let client = stage.connect(builder).await;
 
     let reply = client
         .send_at::<(String, u64)>(pattern, &(7_u64, "seven\0"))

@@ -26,6 +26,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fixture {
     place: Place,
+    calling: &'static str,
+    serving: Option<Guarantee>,
     capabilities: OnceLock<Capabilities>,
 }
 
@@ -38,14 +40,36 @@ enum Place {
     Broker {
         kind: Kind,
         url: String,
+        scheme: Option<&'static str>,
         options: String,
     },
+}
+
+impl Place {
+    fn broker_url(&self) -> String {
+        let Self::Broker {
+            url,
+            scheme,
+            options,
+            ..
+        } = self
+        else {
+            return String::new();
+        };
+        let url = with_options(url, options);
+        match (scheme, url.split_once("://")) {
+            (Some(scheme), Some((_, rest))) => format!("{scheme}://{rest}"),
+            _ => url,
+        }
+    }
 }
 
 impl Fixture {
     fn new(place: Place) -> Option<Self> {
         Some(Self {
             place,
+            calling: "",
+            serving: None,
             capabilities: OnceLock::new(),
         })
     }
@@ -67,19 +91,55 @@ impl Fixture {
         Self::new(Place::Broker {
             kind,
             url,
+            scheme: None,
             options: options.to_owned(),
         })
+    }
+
+    /// The same with these options behind the `?` of the clients' URLs only.
+    #[must_use]
+    pub fn calling(mut self, options: &'static str) -> Self {
+        self.calling = options;
+        self
+    }
+
+    /// What servers promise for an event, if that is more than the clients' wire does: they try a failing one again,
+    /// however it came.
+    #[must_use]
+    pub fn serving(mut self, guarantee: Guarantee) -> Self {
+        self.serving = Some(guarantee);
+        self
+    }
+
+    /// The same broker by another scheme than its URL has.
+    #[must_use]
+    pub fn scheme(mut self, scheme: &'static str) -> Self {
+        if let Place::Broker { scheme: old, .. } = &mut self.place {
+            *old = Some(scheme);
+        }
+        self
     }
 
     async fn stage(&self, case: &str) -> Stage {
         let capabilities = match self.capabilities.get() {
             Some(capabilities) => *capabilities,
             None => {
-                let found = Stage::new(self.place.clone(), "probe", None).probe().await;
+                let found = self.stage_with("probe", None).probe().await;
                 *self.capabilities.get_or_init(|| found)
             }
         };
-        Stage::new(self.place.clone(), case, Some(capabilities))
+        self.stage_with(case, Some(capabilities))
+    }
+
+    fn stage_with(&self, case: &str, capabilities: Option<Capabilities>) -> Stage {
+        Stage {
+            prefix: unique(&case.replace('_', "-")),
+            place: self.place.clone(),
+            calling: self.calling,
+            serving: self.serving,
+            hub: Memory::new(),
+            capabilities,
+        }
     }
 }
 
@@ -132,21 +192,13 @@ fn log() {
 pub struct Stage {
     prefix: String,
     place: Place,
+    calling: &'static str,
+    serving: Option<Guarantee>,
     hub: Memory,
     capabilities: Option<Capabilities>,
 }
 
 impl Stage {
-    fn new(place: Place, case: &str, capabilities: Option<Capabilities>) -> Self {
-        let prefix = unique(&case.replace('_', "-"));
-        Self {
-            prefix,
-            place,
-            hub: Memory::new(),
-            capabilities,
-        }
-    }
-
     /// Finds out what the transport gives.
     async fn probe(&self) -> Capabilities {
         let router = Router::new().message_at(self.pattern("probe"), echo::<u64>);
@@ -169,7 +221,7 @@ impl Stage {
 
     /// How often a failing event is tried when the server's limit is `limit`.
     pub fn tries(&self, limit: u32) -> u32 {
-        match self.guarantee() {
+        match self.serving.unwrap_or_else(|| self.guarantee()) {
             Guarantee::AtLeastOnce => limit,
             Guarantee::BestEffort => 1,
         }
@@ -202,12 +254,12 @@ impl Stage {
         format!("{}-{name}", self.prefix)
     }
 
+    /// Where servers listen.
     fn endpoint(&self) -> Endpoint {
         match &self.place {
             Place::Memory => (&self.hub).into(),
             Place::Peer(url) => url.into(),
-            Place::Broker { url, options, .. } if options.is_empty() => url.into(),
-            Place::Broker { url, options, .. } => format!("{url}?{options}").into(),
+            Place::Broker { .. } => self.place.broker_url().into(),
         }
     }
 
@@ -250,9 +302,14 @@ impl Stage {
 
     /// A client about to be made.
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
-        let endpoint = match &self.place {
-            Place::Peer(_) => joined(servers).into(),
-            Place::Memory | Place::Broker { .. } => self.endpoint(),
+        let url = match &self.place {
+            Place::Peer(_) => joined(servers),
+            Place::Broker { .. } => self.place.broker_url(),
+            Place::Memory => String::new(),
+        };
+        let endpoint: Endpoint = match &self.place {
+            Place::Memory => (&self.hub).into(),
+            Place::Peer(_) | Place::Broker { .. } => with_options(&url, self.calling).into(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
         Client::builder(endpoint)
@@ -266,6 +323,14 @@ impl fmt::Debug for Stage {
         f.debug_struct("Stage")
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
+    }
+}
+
+fn with_options(url: &str, options: &str) -> String {
+    match options {
+        "" => url.to_owned(),
+        options if url.contains('?') => format!("{url}&{options}"),
+        options => format!("{url}?{options}"),
     }
 }
 

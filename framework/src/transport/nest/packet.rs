@@ -1,0 +1,620 @@
+//! Packets: the JSON objects that cross TCP, NATS and Redis.
+
+use std::{borrow::Cow, fmt};
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use serde::{
+    Deserialize,
+    de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::{NO_HANDLER, failure, headers};
+use crate::{
+    envelope::{Envelope, Headers},
+    pattern,
+    transport::Item,
+};
+
+/// The most members of a packet's `metadata`.
+const MAX_METADATA: usize = 128;
+
+/// A request or an event. The parts are JSON texts, slices of what was received.
+#[derive(Debug, Default)]
+pub(in crate::transport) struct Packet {
+    pub(in crate::transport) pattern: Option<Bytes>,
+    pub(in crate::transport) data: Option<Bytes>,
+    /// Present in a request, absent in an event. Any JSON value.
+    pub(in crate::transport) id: Option<Bytes>,
+    pub(in crate::transport) metadata: Headers,
+}
+
+impl Packet {
+    /// The pattern as text: a string's own, or the JSON of anything else.
+    pub(in crate::transport) fn name(&self) -> ByteString {
+        let Some(json) = &self.pattern else {
+            return ByteString::from_static("undefined");
+        };
+        self.plain_name()
+            .or_else(|| serde_json::from_slice::<String>(json).ok().map(Into::into))
+            .or_else(|| json.clone().try_into().ok())
+            .unwrap_or_default()
+    }
+
+    /// The pattern, if it is a string that needs no unescaping, without a copy.
+    pub(super) fn plain_name(&self) -> Option<ByteString> {
+        let json = self.pattern.as_ref()?;
+        let text = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        if text.contains(&b'\\') {
+            return None;
+        }
+        json.slice_ref(text).try_into().ok()
+    }
+}
+
+/// What a server received.
+#[derive(Debug)]
+pub(in crate::transport) enum Incoming {
+    Packet(Packet),
+    /// JSON that is no packet: an event with this as its data, where its name comes from elsewhere.
+    Foreign(Bytes),
+}
+
+/// Reads what a server received.
+///
+/// Bytes that are not UTF-8 are read as if they were U+FFFD.
+///
+/// # Errors
+/// When it is not JSON.
+pub(in crate::transport) fn read_packet(bytes: &Bytes) -> serde_json::Result<Incoming> {
+    let text = lossy(bytes);
+    let text = text.as_ref();
+    let Some(members) = members::<PacketMembers<'_>>(text)? else {
+        return Ok(Incoming::Foreign(text.clone()));
+    };
+    let PacketMembers {
+        pattern,
+        data,
+        id,
+        metadata,
+    } = members;
+    if pattern.is_none() && data.is_none() {
+        return Ok(Incoming::Foreign(text.clone()));
+    }
+    let slice = |raw: Option<&RawValue>| raw.map(|raw| text.slice_ref(raw.get().as_bytes()));
+    Ok(Incoming::Packet(Packet {
+        pattern: slice(pattern),
+        data: slice(data),
+        id: slice(id),
+        metadata: metadata.unwrap_or_default(),
+    }))
+}
+
+/// A reply as a client received it.
+#[derive(Debug, PartialEq)]
+pub(in crate::transport) struct Answer {
+    /// The id of the request, in JSON.
+    pub(in crate::transport) id: Option<Bytes>,
+    pub(in crate::transport) item: Item,
+}
+
+/// Whether these bytes are a reply, and not merely JSON that a client would take for a value.
+pub(in crate::transport) fn is_answer(bytes: &Bytes) -> bool {
+    let text = lossy(bytes);
+    let members = members::<AnswerMembers<'_>>(text.as_ref());
+    members.is_ok_and(|members| {
+        members.is_some_and(|members| members.has_members && !members.is_foreign)
+    })
+}
+
+/// Reads a reply. JSON that is no packet counts as the one value of a reply.
+///
+/// # Errors
+/// When it is not JSON.
+pub(in crate::transport) fn read_answer(bytes: &Bytes) -> serde_json::Result<Answer> {
+    let text = lossy(bytes);
+    let text = text.as_ref();
+    let slice = |raw: Option<&RawValue>| raw.map(|raw| text.slice_ref(raw.get().as_bytes()));
+    let foreign = |id| Answer {
+        id,
+        item: Item::Last(text.clone()),
+    };
+    let Some(members) = members::<AnswerMembers<'_>>(text)? else {
+        return Ok(foreign(None));
+    };
+    let id = slice(members.id);
+    if members.is_foreign || !members.has_members {
+        return Ok(foreign(id));
+    }
+    let item = match (members.err, members.response) {
+        (Some(err), _) if is_truthy(err) => {
+            Item::Fail(failure::read(&serde_json::from_str(err.get())?))
+        }
+        (_, response) => {
+            let disposed = members.is_disposed.is_some_and(is_truthy);
+            match (slice(response), disposed) {
+                (Some(value), true) => Item::Last(value),
+                (None, true) => Item::End,
+                (value, false) => Item::Value(value.unwrap_or_default()),
+            }
+        }
+    };
+    Ok(Answer { id, item })
+}
+
+/// Appends a packet of a reply to the request whose id has this JSON. An empty payload is JavaScript's
+/// `undefined`, which is not written.
+pub(in crate::transport) fn write_item(out: &mut Vec<u8>, id: Option<&[u8]>, item: &Item) {
+    match item {
+        Item::Value(payload) | Item::Last(payload) if !payload.is_empty() => {
+            out.extend_from_slice(RESPONSE);
+            out.extend_from_slice(payload);
+            write_item_end(out, id, item);
+        }
+        Item::Fail(error) => {
+            out.extend_from_slice(br#"{"err":"#);
+            failure::write(out, error);
+            write_item_end(out, id, item);
+        }
+        Item::Value(_) | Item::Last(_) | Item::End => write_members(out, b'{', id, item),
+    }
+}
+
+/// What stands before the payload of a value…
+pub(in crate::transport) const RESPONSE: &[u8] = br#"{"response":"#;
+
+/// …and what stands behind it: for those who write it without a copy.
+pub(in crate::transport) fn write_item_end(out: &mut Vec<u8>, id: Option<&[u8]>, item: &Item) {
+    write_members(out, b',', id, item);
+}
+
+fn write_members(out: &mut Vec<u8>, mut before: u8, id: Option<&[u8]>, item: &Item) {
+    let mut member = |name: &[u8]| {
+        out.push(before);
+        before = b',';
+        out.extend_from_slice(name);
+    };
+    if !matches!(item, Item::Value(_)) {
+        member(br#""isDisposed":true"#);
+    }
+    if let Some(id) = id {
+        member(br#""id":"#);
+        out.extend_from_slice(id);
+    }
+    if before == b'{' {
+        out.push(b'{');
+    }
+    out.push(b'}');
+}
+
+/// Appends the answer to a request that nobody here handles.
+pub(in crate::transport) fn write_no_handler(out: &mut Vec<u8>, id: &[u8]) {
+    out.extend_from_slice(br#"{"id":"#);
+    out.extend_from_slice(id);
+    out.extend_from_slice(br#","status":"error","err":""#);
+    out.extend_from_slice(NO_HANDLER.as_bytes());
+    out.extend_from_slice(br#""}"#);
+}
+
+/// Appends a request. The id must need no escapes; `with_headers` puts the headers and the deadline
+/// into the packet's metadata.
+pub(in crate::transport) fn write_request(
+    out: &mut Vec<u8>,
+    envelope: &Envelope,
+    id: &str,
+    with_headers: Option<Instant>,
+) {
+    write_start(
+        out,
+        &pattern::to_json(&envelope.pattern),
+        envelope,
+        with_headers,
+    );
+    out.extend_from_slice(br#","id":""#);
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(br#""}"#);
+}
+
+/// Appends an event, whose pattern is given in JSON, as the transports differ in how they write it.
+pub(in crate::transport) fn write_event(
+    out: &mut Vec<u8>,
+    pattern: &str,
+    envelope: &Envelope,
+    with_headers: Option<Instant>,
+) {
+    write_start(out, pattern, envelope, with_headers);
+    out.push(b'}');
+}
+
+fn write_start(
+    out: &mut Vec<u8>,
+    pattern: &str,
+    envelope: &Envelope,
+    with_headers: Option<Instant>,
+) {
+    out.extend_from_slice(br#"{"pattern":"#);
+    out.extend_from_slice(pattern.as_bytes());
+    if !envelope.payload.is_empty() {
+        out.extend_from_slice(br#","data":"#);
+        out.extend_from_slice(&envelope.payload);
+    }
+    let Some(now) = with_headers else { return };
+    let mut before: &[u8] = br#","metadata":{"#;
+    for (name, value) in headers(envelope, now) {
+        out.extend_from_slice(before);
+        before = b",";
+        push_string(out, name);
+        out.push(b':');
+        push_string(out, &value);
+    }
+    if before == b"," {
+        out.push(b'}');
+    }
+}
+
+fn push_string(out: &mut Vec<u8>, text: &str) {
+    // Writing text to memory cannot fail.
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
+/// Bytes that may not be JSON as a JSON string: what NestJS hands to a handler then.
+pub(in crate::transport) fn text(bytes: &[u8]) -> Bytes {
+    let mut json = Vec::with_capacity(bytes.len() + 2);
+    push_string(&mut json, &String::from_utf8_lossy(bytes));
+    json.into()
+}
+
+fn lossy(bytes: &Bytes) -> Cow<'_, Bytes> {
+    match String::from_utf8_lossy(bytes) {
+        Cow::Borrowed(_) => Cow::Borrowed(bytes),
+        Cow::Owned(text) => Cow::Owned(text.into()),
+    }
+}
+
+/// Whether JavaScript would take it for true.
+fn is_truthy(raw: &RawValue) -> bool {
+    match raw.get() {
+        "null" | "false" | "\"\"" => false,
+        text if text.starts_with(['-', '0']) => text.parse::<f64>() != Ok(0.0),
+        _ => true,
+    }
+}
+
+/// The members of a JSON object, or `None` for JSON of another kind. What is nested is not looked
+/// into, however deep it is.
+fn members<'a, T: Default + Deserialize<'a>>(text: &'a [u8]) -> serde_json::Result<Option<T>> {
+    if text.trim_ascii_start().first() == Some(&b'{') {
+        return serde_json::from_slice(text).map(Some);
+    }
+    serde_json::from_slice::<&RawValue>(text).map(|_| None)
+}
+
+#[derive(Default)]
+struct PacketMembers<'a> {
+    pattern: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    id: Option<&'a RawValue>,
+    metadata: Option<Headers>,
+}
+
+#[derive(Default)]
+struct AnswerMembers<'a> {
+    id: Option<&'a RawValue>,
+    err: Option<&'a RawValue>,
+    response: Option<&'a RawValue>,
+    is_disposed: Option<&'a RawValue>,
+    has_members: bool,
+    is_foreign: bool,
+}
+
+/// Reads an object member by member, so that the last of several with one name counts, as in
+/// JavaScript.
+macro_rules! by_member {
+    ($name:ident, $expecting:literal, |$members:ident, $key:ident, $map:ident| $read:expr) => {
+        impl<'de: 'a, 'a> Deserialize<'de> for $name<'a> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Members;
+
+                impl<'de> Visitor<'de> for Members {
+                    type Value = $name<'de>;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(
+                        self,
+                        mut $map: A,
+                    ) -> Result<Self::Value, A::Error> {
+                        let mut $members = $name::default();
+                        while let Some($key) = $map.next_key::<Name<'de>>()? {
+                            let $key = &*$key.0;
+                            $read
+                        }
+                        Ok($members)
+                    }
+                }
+
+                deserializer.deserialize_map(Members)
+            }
+        }
+    };
+}
+
+by_member!(PacketMembers, "a packet", |members, key, map| match key {
+    "pattern" => members.pattern = Some(map.next_value()?),
+    "data" => members.data = Some(map.next_value()?),
+    "id" => members.id = Some(map.next_value()?),
+    "metadata" => members.metadata = metadata(map.next_value()?).map_err(A::Error::custom)?,
+    _ => {
+        map.next_value::<IgnoredAny>()?;
+    }
+});
+
+by_member!(AnswerMembers, "a reply", |members, key, map| {
+    let value = map.next_value()?;
+    match key {
+        "id" => members.id = Some(value),
+        "err" => members.err = Some(value),
+        "response" => members.response = Some(value),
+        "isDisposed" => members.is_disposed = Some(value),
+        "status" => {}
+        _ => members.is_foreign = true,
+    }
+    members.has_members = true;
+});
+
+/// Text members become headers as they are, others as their JSON. What is no object is ignored.
+fn metadata(raw: &RawValue) -> Result<Option<Headers>, String> {
+    if !raw.get().starts_with('{') {
+        return Ok(None);
+    }
+    let MetadataMembers {
+        headers, too_many, ..
+    } = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+    if too_many {
+        return Err(format!("metadata has more than {MAX_METADATA} members"));
+    }
+    Ok(Some(headers))
+}
+
+#[derive(Default)]
+struct MetadataMembers<'a> {
+    headers: Headers,
+    too_many: bool,
+    lifetime: std::marker::PhantomData<&'a ()>,
+}
+
+by_member!(MetadataMembers, "metadata", |members, key, map| {
+    let value: &RawValue = map.next_value()?;
+    if members.headers.len() < MAX_METADATA {
+        let value = match serde_json::from_str::<String>(value.get()) {
+            Ok(text) => ByteString::from(text),
+            Err(_) => ByteString::from(value.get()),
+        };
+        members.headers.insert(key.to_owned(), value);
+    } else {
+        members.too_many = true;
+    }
+});
+
+/// A member's name, borrowed unless it has escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RpcError;
+
+    fn packet(json: &str) -> Packet {
+        match read_packet(&Bytes::copy_from_slice(json.as_bytes())).unwrap() {
+            Incoming::Packet(packet) => packet,
+            Incoming::Foreign(_) => panic!("{json} is no packet"),
+        }
+    }
+
+    fn answer(json: &str) -> (Option<String>, Item) {
+        let Answer { id, item } = read_answer(&Bytes::copy_from_slice(json.as_bytes())).unwrap();
+        (id.map(|id| String::from_utf8(id.to_vec()).unwrap()), item)
+    }
+
+    #[test]
+    fn a_packet_keeps_its_parts_as_they_were_written() {
+        let packet = packet(
+            r#"{"pattern":"nope", "pattern" : {"a": 1},"data":[1, 2.0],"id":{"x":[]},"metadata":{"k":"v\n","n":1},"foo":{}}"#,
+        );
+        assert_eq!(packet.pattern.as_deref(), Some(&br#"{"a": 1}"#[..]));
+        assert_eq!(packet.data.as_deref(), Some(&b"[1, 2.0]"[..]));
+        assert_eq!(packet.id.as_deref(), Some(&br#"{"x":[]}"#[..]));
+        assert_eq!(packet.metadata.get("k"), Some("v\n"));
+        assert_eq!(packet.metadata.get("n"), Some("1"));
+    }
+
+    #[test]
+    fn a_pattern_has_a_name_however_it_is_written() {
+        let name = |pattern: &str| packet(&format!(r#"{{"data":1,{pattern}"id":1}}"#)).name();
+        assert_eq!(name(r#""pattern":"user.get","#), "user.get");
+        assert_eq!(name(r#""pattern":"\u0061\"ü","#), "a\"ü");
+        assert_eq!(name(r#""pattern":"\ud800","#), r#""\ud800""#);
+        assert_eq!(name(r#""pattern":{"a": 1},"#), r#"{"a": 1}"#);
+        assert_eq!(name(""), "undefined");
+    }
+
+    #[test]
+    fn an_absent_id_is_not_a_null_one() {
+        assert_eq!(packet(r#"{"data":1}"#).id, None);
+        assert_eq!(packet(r#"{"data":1,"id":null}"#).id, Some("null".into()));
+        assert_eq!(packet(r#"{"data":null}"#).data, Some("null".into()));
+        assert_eq!(packet(r#"{"pattern":"p"}"#).data, None);
+        assert_eq!(
+            packet(r#"{"p\u0061ttern":"p"}"#).pattern,
+            Some("\"p\"".into())
+        );
+    }
+
+    #[test]
+    fn what_is_no_packet_is_foreign_and_what_is_no_json_an_error() {
+        for json in ["null", "5", "\"s\"", "[1]", "{}", r#"{"id":"x"}"#, " true "] {
+            let read = read_packet(&Bytes::copy_from_slice(json.as_bytes())).unwrap();
+            assert!(
+                matches!(read, Incoming::Foreign(text) if text == json),
+                "{json}"
+            );
+        }
+        for json in ["", "{", "{a}", "nul", "1 2", "{\"data\":1}x"] {
+            read_packet(&Bytes::copy_from_slice(json.as_bytes())).unwrap_err();
+            read_answer(&Bytes::copy_from_slice(json.as_bytes())).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn odd_texts_and_deep_data_pass_through() {
+        let deep = format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000));
+        let json = format!(r#"{{"pattern":"echo","data":{deep},"id":"x"}}"#);
+        assert_eq!(packet(&json).data.unwrap(), deep);
+        assert_eq!(packet(r#"{"data":"\ud800"}"#).data.unwrap(), r#""\ud800""#);
+        let broken = Bytes::from_static(b"{\"data\":\"\xff\"}");
+        let Incoming::Packet(packet) = read_packet(&broken).unwrap() else {
+            panic!("no packet");
+        };
+        assert_eq!(packet.data.unwrap(), "\"\u{fffd}\"");
+    }
+
+    #[test]
+    fn metadata_is_limited() {
+        let members: Vec<_> = (0..=MAX_METADATA)
+            .map(|n| format!("\"{n}\":\"\""))
+            .collect();
+        let json = format!(r#"{{"data":1,"metadata":{{{}}}}}"#, members.join(","));
+        read_packet(&Bytes::from(json)).unwrap_err();
+        assert!(packet(r#"{"data":1,"metadata":5}"#).metadata.is_empty());
+    }
+
+    #[test]
+    fn replies_are_read_as_a_nestjs_client_reads_them() {
+        let check = |json: &str, item: Item| {
+            assert_eq!(answer(json), (Some("\"i\"".to_owned()), item), "{json}");
+        };
+        let value = |json: &str| Item::Value(Bytes::copy_from_slice(json.as_bytes()));
+        let last = |json: &str| Item::Last(Bytes::copy_from_slice(json.as_bytes()));
+        check(r#"{"id":"i","response":1}"#, value("1"));
+        check(r#"{"id":"i","response":1,"isDisposed":true}"#, last("1"));
+        check(r#"{"id":"i","response":2,"isDisposed":"yes"}"#, last("2"));
+        check(r#"{"id":"i","response":2,"isDisposed":false}"#, value("2"));
+        check(
+            r#"{"id":"i","response":null,"isDisposed":true}"#,
+            last("null"),
+        );
+        check(r#"{"id":"i","isDisposed":true}"#, Item::End);
+        check(r#"{"id":"i"}"#, value(""));
+        check(r#"{"id":"i","status":"error"}"#, value(""));
+        check(
+            r#"{"id":"i","err":"E"}"#,
+            Item::Fail(RpcError::unknown("E")),
+        );
+        check(r#"{"id":"i","err":""}"#, value(""));
+        check(
+            r#"{"id":"i","err":null,"response":5,"isDisposed":true}"#,
+            last("5"),
+        );
+        check(
+            r#"{"id":"i","err":0.0,"response":5,"isDisposed":-0}"#,
+            value("5"),
+        );
+        let foreign = r#"{"id":"i","response":1,"foo":1}"#;
+        check(foreign, last(foreign));
+        for foreign in ["5", "null", "[1]", "{}"] {
+            assert_eq!(answer(foreign), (None, last(foreign)), "{foreign}");
+        }
+        assert_eq!(
+            answer(r#"{"response":1,"isDisposed":true}"#),
+            (None, last("1"))
+        );
+    }
+
+    #[test]
+    fn a_reply_is_told_from_what_is_taken_for_one() {
+        let is_answer = |json: &str| is_answer(&Bytes::copy_from_slice(json.as_bytes()));
+        for json in [
+            r#"{"id":"i"}"#,
+            r#"{"response":1,"isDisposed":true,"id":"i"}"#,
+        ] {
+            assert!(is_answer(json), "{json}");
+        }
+        for json in [
+            "",
+            "{}",
+            "5",
+            "[1]",
+            r#"{"id":"i","data":1}"#,
+            r#"{"id":"i""#,
+        ] {
+            assert!(!is_answer(json), "{json}");
+        }
+    }
+
+    #[test]
+    fn replies_are_written_in_the_order_of_nestjs() {
+        let check = |item: Item, expected: &str| {
+            let mut out = Vec::new();
+            write_item(&mut out, Some(b"7"), &item);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        };
+        check(Item::Value("1".into()), r#"{"response":1,"id":7}"#);
+        check(
+            Item::Last("1".into()),
+            r#"{"response":1,"isDisposed":true,"id":7}"#,
+        );
+        check(Item::Last(Bytes::new()), r#"{"isDisposed":true,"id":7}"#);
+        check(Item::Value(Bytes::new()), r#"{"id":7}"#);
+        check(Item::End, r#"{"isDisposed":true,"id":7}"#);
+        let error = r#"{"err":{"status":"error","message":"boom"},"isDisposed":true,"id":7}"#;
+        check(Item::Fail(RpcError::unknown("boom")), error);
+        let mut out = Vec::new();
+        write_item(&mut out, None, &Item::End);
+        assert_eq!(out, br#"{"isDisposed":true}"#);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_written_in_the_order_of_nestjs() {
+        let now = Instant::now();
+        let mut envelope = Envelope::new(r#"{"b": 1, "a": 2}"#, "[1]");
+        envelope.headers.set("x-own", "\"");
+        let mut out = Vec::new();
+        write_request(&mut out, &envelope, "abc", Some(now));
+        let expected =
+            r#"{"pattern":{"b":1,"a":2},"data":[1],"metadata":{"x-own":"\""},"id":"abc"}"#;
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut out = Vec::new();
+        write_event(&mut out, "\"e\"", &Envelope::new("e", ""), Some(now));
+        assert_eq!(out, br#"{"pattern":"e"}"#);
+    }
+}
