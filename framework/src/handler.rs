@@ -302,7 +302,8 @@ macro_rules! impl_handlers {
             fn call(&self, cx: Context) -> BoxFuture<'static, Result<Reply, RpcError>> {
                 let handler = self.clone();
                 Box::pin(async move {
-                    let codec = Codec::of(cx.headers())?;
+                    // Who takes the payload as it arrived may know an encoding that we do not.
+                    let codec = Codec::of(cx.headers()).unwrap_or_default();
                     $(let $arg = $arg::from_context(&cx)?;)*
                     drop(cx);
                     handler($($arg),*).await.into_reply(codec)

@@ -32,10 +32,13 @@ use tokio::sync::{mpsc, watch};
 use self::commits::Commits;
 use super::{
     Logged,
+    carries::Carries,
     offsets::Offsets,
-    partition::{Carries, Partition, PartitionSource},
+    partition::{Partition, PartitionSource},
     patiently,
+    record::Foreign,
     replies::ReplyWriter,
+    topics::Purpose,
 };
 use crate::transport::{Source, Subscription, pending::lock};
 
@@ -149,11 +152,8 @@ impl Group {
     ) -> KafkaResult<()> {
         let mut all = TopicPartitionList::new();
         for (topic, count) in partitions {
-            let is_event = !matches!(
-                self.carried.get(topic).map(|carries| &**carries),
-                None | Some(Carries::Requests { .. })
-            );
-            if is_event {
+            let carries = self.carried.get(topic);
+            if carries.is_some_and(|carries| carries.purpose() == Purpose::Events) {
                 all.add_partition_range(topic, 0, count - 1);
             }
         }
@@ -515,9 +515,18 @@ impl Group {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// True the first time that a record of another wire has arrived.
-    pub(super) fn is_first_foreign(&self) -> bool {
-        !self.foreign.swap(true, Ordering::Relaxed)
+    /// A record that is read by nobody here.
+    pub(super) fn skip(&self, topic: &str, offset: i64, foreign: Foreign) {
+        if self.foreign.swap(true, Ordering::Relaxed) {
+            tracing::debug!(topic, offset, ?foreign, "record skipped");
+        } else {
+            tracing::warn!(
+                topic,
+                offset,
+                ?foreign,
+                "a record is for nobody here; such are skipped"
+            );
+        }
     }
 }
 

@@ -1,16 +1,23 @@
 //! Kafka: a consumer group per service, a reply topic per calling service.
 //!
-//! `kafka://host:9092,host:9092?partitions=3&replication=1&topic=pattern`. What travels is written
+//! `kafka://host:9092,host:9092?partitions=3&replication=1&topic=both`. What travels is written
 //! down in `docs/wire/kafka.md`.
 
 mod client;
+mod server;
+
+mod carries;
+mod delivery;
 mod group;
+mod nest;
 mod offsets;
 mod partition;
 mod producer;
+mod publisher;
+mod reader;
 mod record;
 mod replies;
-mod server;
+mod sender;
 mod topics;
 
 use std::{
@@ -28,7 +35,7 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, pending::lock};
+use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
 use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
@@ -71,9 +78,35 @@ struct Settings {
     partitions: i32,
     replication: i32,
     event_topics: topics::EventTopics,
+    /// The one wire it asks for.
+    wire: Option<Wire>,
 }
 
 impl Settings {
+    /// Those of a server, which answers both wires unless it is told not to.
+    fn of_server(address: &Address) -> Result<Self, Error> {
+        let settings = Self::new(address)?;
+        if settings.wire == Some(Wire::NestText) {
+            let message = format!(
+                "{address}: a server answers NestJS's wire by itself; its wire can only be native"
+            );
+            return Err(Error::new(ErrorKind::Config, message));
+        }
+        Ok(settings)
+    }
+
+    /// Those of a client, which speaks one wire.
+    fn of_client(address: &Address) -> Result<Self, Error> {
+        let settings = Self::new(address)?;
+        if settings.wire == Some(Wire::NestText) && address.option("topic").is_some() {
+            let message = format!(
+                "{address}: on NestJS's wire an event's topic is its pattern; leave topic away"
+            );
+            return Err(Error::new(ErrorKind::Config, message));
+        }
+        Ok(settings)
+    }
+
     fn new(address: &Address) -> Result<Self, Error> {
         let refuse = |what: &str| Err(Error::new(ErrorKind::Config, format!("{address}: {what}")));
         let brokers = address.hosts(PORT).join(",");
@@ -86,13 +119,17 @@ impl Settings {
         if !address.path().is_empty() {
             return refuse("there is no path in a Kafka URL");
         }
-        if address.option("wire").is_some_and(|wire| wire != "native") {
-            return refuse("wire can only be native");
-        }
+        let wire = match address.option("wire") {
+            None => None,
+            Some("native") => Some(Wire::Native),
+            Some("nest") => Some(Wire::NestText),
+            Some(_) => return refuse("wire can be native or, for a client, nest"),
+        };
         let event_topics = match address.option("topic") {
             None => topics::EventTopics::PerService,
             Some("pattern") => topics::EventTopics::PerPattern,
-            Some(_) => return refuse("topic can only be pattern"),
+            Some("both") => topics::EventTopics::Both,
+            Some(_) => return refuse("topic can be pattern or both"),
         };
         let partitions = address.parsed_option("partitions")?.unwrap_or(PARTITIONS);
         // -1 leaves it to the broker.
@@ -106,6 +143,7 @@ impl Settings {
             partitions,
             replication,
             event_topics,
+            wire,
         })
     }
 
@@ -291,11 +329,24 @@ mod tests {
             "kafka://localhost/path",
             "kafka://localhost?partitions=0",
             "kafka://localhost?topic=other",
-            "kafka://localhost?wire=nest",
+            "kafka://localhost?wire=other",
         ] {
             let error = settings(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config, "{url}");
             assert!(!error.to_string().contains("secret"));
         }
+    }
+
+    #[test]
+    fn a_server_answers_both_wires_or_the_native_one_and_a_client_speaks_one() {
+        let check = |options: &str, server: bool, client: bool| {
+            let address = format!("kafka://localhost?{options}").parse().unwrap();
+            assert_eq!(Settings::of_server(&address).is_ok(), server, "{options}");
+            assert_eq!(Settings::of_client(&address).is_ok(), client, "{options}");
+        };
+        check("wire=native", true, true);
+        check("wire=nest", false, true);
+        check("wire=native&topic=both", true, true);
+        check("wire=nest&topic=both", false, false);
     }
 }

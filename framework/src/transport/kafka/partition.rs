@@ -9,44 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use bytestring::ByteString;
 use futures_util::task::AtomicWaker;
-use rdkafka::{
-    consumer::base_consumer::PartitionQueue,
-    message::{BorrowedMessage, Message as _},
-};
+use rdkafka::{consumer::base_consumer::PartitionQueue, message::Message as _};
 
 use super::{
+    carries::Carries,
+    delivery::deliver,
     group::{Group, GroupContext},
     offsets::Offsets,
-    record::{self, Foreign, Record, ReplyAddress},
 };
 use crate::{
-    envelope::{Envelope, header},
-    error::RpcError,
-    transport::{Delivery, Gone, Item, Kind, Outcome, Responder, Source, pending::lock},
+    envelope::Envelope,
+    transport::{Delivery, Outcome, Source, pending::lock},
 };
 
 /// How many records one poll looks at, delivered or not.
 const LOOKED_AT: usize = 512;
 /// How long a source waits at its end for the consumer to close.
 const CLOSE: Duration = Duration::from_secs(8);
-
-/// What a topic carries.
-#[derive(Debug)]
-pub(super) enum Carries {
-    /// Requests of one pattern. Idempotent ones are committed once they are settled, others before
-    /// they are delivered.
-    Requests {
-        pattern: ByteString,
-        idempotent: bool,
-    },
-    /// Events of one pattern.
-    Event { pattern: ByteString },
-    /// Events of many patterns, of which these are handled here.
-    Events { patterns: Vec<ByteString> },
-}
 
 /// A partition that is assigned to this process.
 pub(super) struct Partition {
@@ -143,11 +123,11 @@ impl Partition {
         }
     }
 
-    fn settle(&self, offset: i64) {
+    pub(super) fn settle(&self, offset: i64) {
         self.leave(|state| state.offsets.settle(offset));
     }
 
-    fn give_back(&self, offset: i64, after: Duration) {
+    pub(super) fn give_back(&self, offset: i64, after: Duration) {
         self.leave(|state| {
             if state.offsets.give_back(offset) {
                 let at = Instant::now() + after;
@@ -183,13 +163,7 @@ impl Partition {
 
     /// Whether offsets are committed before their records are delivered.
     pub(super) fn commits_first(&self) -> bool {
-        matches!(
-            *self.carries,
-            Carries::Requests {
-                idempotent: false,
-                ..
-            }
-        )
+        self.carries.commits_first()
     }
 }
 
@@ -377,144 +351,5 @@ impl Drop for PartitionSource {
         self.stopped = true;
         self.unpark();
         self.leave();
-    }
-}
-
-/// Makes a delivery of a record; `None` when there is nothing to do for it.
-fn deliver(
-    group: &Arc<Group>,
-    partition: &Arc<Partition>,
-    message: &BorrowedMessage<'_>,
-    attempt: u32,
-) -> Option<Delivery> {
-    let mut read = match Record::read(message) {
-        Ok(record) => record,
-        Err(foreign) => {
-            group.skip(partition, message.offset(), foreign);
-            return None;
-        }
-    };
-    let offset = message.offset();
-    let responder = |reply_to| KafkaResponder {
-        group: Arc::clone(group),
-        partition: Arc::clone(partition),
-        offset,
-        reply_to,
-        ended: false,
-    };
-    let pattern = match &*partition.carries {
-        Carries::Requests { pattern, .. } => {
-            let deadline = match read.remaining {
-                Some(remaining) => match remaining.checked_sub(record::waited(message)) {
-                    Some(left) if !left.is_zero() => Some(tokio::time::Instant::now() + left),
-                    _ => {
-                        tracing::debug!(%pattern, "a request waited beyond its deadline");
-                        return None;
-                    }
-                },
-                None => None,
-            };
-            let reply_to = read.reply_address().map(Arc::new);
-            let envelope = Envelope {
-                pattern: pattern.clone(),
-                headers: read.headers,
-                payload: record::payload(message),
-                deadline,
-            };
-            let responder = Box::new(responder(reply_to));
-            let mut delivery = Delivery::new(Kind::Message, envelope, responder);
-            delivery.attempt = attempt;
-            return Some(delivery);
-        }
-        Carries::Event { pattern } => pattern,
-        Carries::Events { patterns } => {
-            let pattern = read.pattern.as_ref()?;
-            patterns.iter().find(|known| *known == pattern)?
-        }
-    };
-    let lane = record::key(message);
-    if let Some(key) = &lane {
-        read.headers.set(header::KEY, key.clone());
-    }
-    let envelope = Envelope {
-        pattern: pattern.clone(),
-        headers: read.headers,
-        payload: record::payload(message),
-        deadline: None,
-    };
-    let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(responder(None)));
-    delivery.attempt = attempt;
-    delivery.lane = lane;
-    Some(delivery)
-}
-
-struct KafkaResponder {
-    group: Arc<Group>,
-    partition: Arc<Partition>,
-    offset: i64,
-    reply_to: Option<Arc<ReplyAddress>>,
-    /// The stream was ended early, by a value that is too large.
-    ended: bool,
-}
-
-impl KafkaResponder {
-    fn reply(&mut self, item: Item) {
-        if let Some(address) = &self.reply_to
-            && !self.ended
-        {
-            self.ended = !self.group.replies.send(address, item);
-        }
-    }
-}
-
-impl Responder for KafkaResponder {
-    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        if self.ended || self.reply_to.is_none() {
-            return Poll::Ready(Err(Gone));
-        }
-        self.group.replies.poll_ready(cx).map(Ok)
-    }
-
-    fn value(&mut self, payload: Bytes) {
-        self.reply(Item::Value(payload));
-    }
-
-    /// There is no way for a caller to say so; its deadline does.
-    fn poll_cancelled(&mut self, _: &mut task::Context<'_>) -> Poll<()> {
-        Poll::Pending
-    }
-
-    fn settle(mut self: Box<Self>, outcome: Outcome) {
-        match outcome {
-            Outcome::Reply(payload) => self.reply(Item::Last(payload)),
-            Outcome::Done => self.reply(Item::End),
-            Outcome::Fail(error) => self.reply(Item::Fail(error)),
-            Outcome::Ack | Outcome::Reject { .. } => {}
-            Outcome::Retry { after } => {
-                if !self.partition.commits_first() {
-                    return self.partition.give_back(self.offset, after);
-                }
-                let error = RpcError::unavailable("the service stopped before it replied");
-                self.reply(Item::Fail(error));
-            }
-        }
-        self.partition.settle(self.offset);
-    }
-}
-
-impl Group {
-    /// A record that is not of the native wire. What NestJS sends will be read here.
-    fn skip(&self, partition: &Partition, offset: i64, foreign: Foreign) {
-        let topic = &partition.topic;
-        if self.is_first_foreign() {
-            tracing::warn!(
-                topic,
-                offset,
-                ?foreign,
-                "a record is not nestling's own; such are skipped"
-            );
-        } else {
-            tracing::debug!(topic, offset, ?foreign, "record skipped");
-        }
     }
 }

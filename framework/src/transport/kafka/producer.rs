@@ -8,13 +8,13 @@ use std::{
 use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer},
 };
 use tokio::time::Instant;
 
-use super::{Settings, let_go, topics::Lookup};
+use super::{CONNECT, Settings, let_go, topics::Lookup};
 use crate::transport::{Error, ErrorKind};
 
 /// How much may wait in the library, in KiB.
@@ -30,7 +30,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) partition: Option<i32>,
     pub(super) key: Option<&'a [u8]>,
     pub(super) headers: OwnedHeaders,
-    pub(super) payload: &'a [u8],
+    /// `None` is a value that is null.
+    pub(super) payload: Option<&'a [u8]>,
 }
 
 /// Which delivery reports are wanted.
@@ -118,6 +119,15 @@ impl<C: ProducerContext + 'static> Producer<C> {
         })
     }
 
+    /// Where a partition ends, asked over this producer's connections: a consumer's are kept busy by
+    /// what it waits for. Blocks.
+    pub(super) fn end(&self, topic: &str, partition: i32) -> KafkaResult<i64> {
+        let live = self.current();
+        let client = live.get().client();
+        let (_, end) = client.fetch_watermarks(topic, partition, CONNECT)?;
+        Ok(end)
+    }
+
     /// Queues a record, without waiting. The opaque value comes back with its delivery report, or
     /// with the error.
     pub(super) fn send(
@@ -135,7 +145,7 @@ impl<C: ProducerContext + 'static> Producer<C> {
         let record = BaseRecord {
             topic,
             partition,
-            payload: Some(payload),
+            payload,
             key,
             timestamp: None,
             headers: Some(headers),
@@ -224,7 +234,7 @@ impl<C: ProducerContext + 'static> Producer<C> {
 pub(super) struct Unsent<C: ProducerContext<NoCustomPartitioner>> {
     pub(super) error: KafkaError,
     opaque: C::DeliveryOpaque,
-    headers: Option<OwnedHeaders>,
+    pub(super) headers: Option<OwnedHeaders>,
 }
 
 impl<C: ProducerContext> Unsent<C> {

@@ -7,14 +7,16 @@ use std::{
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{
+    BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders,
+};
 use tokio::time::Instant;
 
-use super::{MAX_HEADERS, MAX_PAYLOAD};
+use super::{MAX_HEADERS, MAX_PAYLOAD, nest};
 use crate::{
     envelope::{Envelope, Headers, header},
     error::RpcError,
-    transport::{Error, Item},
+    transport::{Error, Item, Wire},
 };
 
 /// Marks a record of this wire; no NestJS application sets it.
@@ -27,19 +29,33 @@ const VALUE: &str = "value";
 const LAST: &str = "last";
 const END: &str = "end";
 const FAIL: &str = "fail";
+/// More headers than this are more than anybody means.
+const MOST_HEADERS: usize = 256;
 
-/// Where the replies to a request go.
+/// Where the replies to a request go, and on which wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReplyAddress {
+    pub(super) wire: Wire,
     pub(super) topic: ByteString,
     pub(super) partition: Option<i32>,
-    pub(super) correlation: ByteString,
+    pub(super) correlation: Bytes,
 }
 
-/// The headers of a request.
-pub(super) fn request_headers(envelope: &Envelope, address: &ReplyAddress) -> OwnedHeaders {
+/// A record about to be sent, apart from where to.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) headers: OwnedHeaders,
+    /// `None` is a value that is null.
+    pub(super) payload: Option<Bytes>,
+}
+
+/// A request, to be answered at `address`.
+pub(super) fn request(envelope: &Envelope, address: &ReplyAddress) -> Encoded {
     let mut headers = start(envelope.headers.len() + 5);
-    headers = add(headers, header::CORRELATION_ID, &address.correlation);
+    headers = headers.insert(Header {
+        key: header::CORRELATION_ID,
+        value: Some(&*address.correlation),
+    });
     headers = add(headers, header::REPLY_TO, &address.topic);
     if let Some(partition) = address.partition {
         headers = add(headers, REPLY_PARTITION, &partition.to_string());
@@ -50,29 +66,52 @@ pub(super) fn request_headers(envelope: &Envelope, address: &ReplyAddress) -> Ow
             .as_millis();
         headers = add(headers, header::DEADLINE, &remaining.to_string());
     }
-    add_all(headers, envelope)
+    Encoded {
+        headers: add_all(headers, envelope),
+        payload: Some(envelope.payload.clone()),
+    }
 }
 
-/// The headers of an event; its key is the record's.
-pub(super) fn event_headers(envelope: &Envelope) -> OwnedHeaders {
-    let headers = add(
-        start(envelope.headers.len() + 2),
-        header::PATTERN,
-        &envelope.pattern,
-    );
-    add_all(headers, envelope)
+/// An event; its key is the record's.
+pub(super) fn event(envelope: &Envelope) -> Encoded {
+    let headers = start(envelope.headers.len() + 2);
+    let headers = add(headers, header::PATTERN, &envelope.pattern);
+    Encoded {
+        headers: add_all(headers, envelope),
+        payload: Some(envelope.payload.clone()),
+    }
 }
 
-/// The headers and the payload of a reply.
-pub(super) fn reply(correlation: &str, item: Item) -> (OwnedHeaders, Bytes) {
+/// The copy of an event for NestJS applications, which read its value as one of their own. The
+/// native mark keeps it from services that get the event itself.
+pub(super) fn copy(envelope: &Envelope) -> Encoded {
+    let headers = start(envelope.headers.len() + 2);
+    let headers = add(headers, header::CONTENT_TYPE, nest::TEXT);
+    Encoded {
+        headers: add_all(headers, envelope),
+        payload: nest::value(&envelope.payload),
+    }
+}
+
+/// One item of a reply, as its reader expects it.
+pub(super) fn reply(address: &ReplyAddress, item: &Item) -> Encoded {
+    if address.wire != Wire::Native {
+        return nest::reply(&address.correlation, item);
+    }
     let (word, payload) = match item {
-        Item::Value(payload) => (VALUE, payload),
-        Item::Last(payload) => (LAST, payload),
+        Item::Value(payload) => (VALUE, payload.clone()),
+        Item::Last(payload) => (LAST, payload.clone()),
         Item::End => (END, Bytes::new()),
         Item::Fail(error) => (FAIL, error.to_bytes()),
     };
-    let headers = add(start(3), header::CORRELATION_ID, correlation);
-    (add(headers, ITEM, word), payload)
+    let headers = start(3).insert(Header {
+        key: header::CORRELATION_ID,
+        value: Some(&*address.correlation),
+    });
+    Encoded {
+        headers: add(headers, ITEM, word),
+        payload: Some(payload),
+    }
 }
 
 fn start(capacity: usize) -> OwnedHeaders {
@@ -95,7 +134,7 @@ fn add_all(headers: OwnedHeaders, envelope: &Envelope) -> OwnedHeaders {
 }
 
 /// Headers that say how a record travels, and are no part of the envelope.
-fn is_internal(name: &str) -> bool {
+pub(super) fn is_internal(name: &str) -> bool {
     matches!(
         name,
         NATIVE
@@ -142,7 +181,6 @@ pub(super) struct Record {
     /// What was left of the caller's time when it was sent.
     pub(super) remaining: Option<Duration>,
     item: Option<Word>,
-    native: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -156,31 +194,53 @@ enum Word {
 /// Why a record is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
-    /// It does not say that it is native; the wire of NestJS is decided on here.
-    NotNative,
-    /// A header is not text.
+    /// It is native, of a version that is not known here.
+    Version,
+    /// A header is not text, or there are too many.
     Malformed,
+    /// It is of NestJS's wire, which is switched off.
+    Nest,
+    /// It is a NestJS application's event, and nobody here handles it.
+    NoHandler,
 }
 
-impl Record {
+/// A record, read as its wire wants it.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Native(Record),
+    Nest(nest::Record),
+}
+
+impl Incoming {
     /// Reads the headers of a message.
     pub(super) fn read(message: &BorrowedMessage<'_>) -> Result<Self, Foreign> {
         let Some(headers) = message.headers() else {
-            return Err(Foreign::NotNative);
+            return Ok(Self::Nest(nest::Record::default()));
         };
-        // The library panics at a header whose name is not UTF-8, and names come off the wire.
-        let record = catch_unwind(AssertUnwindSafe(|| {
-            let mut record = Self::default();
-            headers
-                .iter()
-                .all(|header| record.add(header.key, header.value))
-                .then_some(record)
-        }));
-        match record {
-            Ok(Some(record)) if record.native => Ok(record),
-            Ok(Some(_)) => Err(Foreign::NotNative),
-            Ok(None) | Err(_) => Err(Foreign::Malformed),
+        if headers.count() > MOST_HEADERS {
+            return Err(Foreign::Malformed);
         }
+        // The library panics at a header whose name is not UTF-8, and names come off the wire.
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            match headers.iter().find(|header| header.key == NATIVE) {
+                None => Ok(Self::Nest(nest::Record::of(headers))),
+                Some(header) if header.value == Some(VERSION.as_bytes()) => {
+                    Record::of(headers).map(Self::Native)
+                }
+                Some(_) => Err(Foreign::Version),
+            }
+        }));
+        read.unwrap_or(Err(Foreign::Malformed))
+    }
+}
+
+impl Record {
+    fn of(headers: &BorrowedHeaders) -> Result<Self, Foreign> {
+        let mut record = Self::default();
+        let is_text = headers
+            .iter()
+            .all(|header| record.add(header.key, header.value));
+        is_text.then_some(record).ok_or(Foreign::Malformed)
     }
 
     /// Takes in one header; false when it is not text.
@@ -189,7 +249,7 @@ impl Record {
             return false;
         };
         match name {
-            NATIVE => self.native = value == VERSION,
+            NATIVE => {}
             header::CORRELATION_ID => self.correlation = Some(value.into()),
             header::REPLY_TO => self.reply_to = Some(value.into()),
             REPLY_PARTITION => self.reply_partition = value.parse().ok().filter(|n| *n >= 0),
@@ -221,9 +281,10 @@ impl Record {
             .filter(|topic| super::topics::is_legal(topic))?;
         let correlation = self.correlation.take()?;
         Some(ReplyAddress {
+            wire: Wire::Native,
             topic,
             partition: self.reply_partition,
-            correlation,
+            correlation: correlation.into_bytes(),
         })
     }
 
@@ -248,7 +309,7 @@ impl Record {
 }
 
 /// A header's name without an allocation, where it is one of the usual.
-fn known(name: &str) -> Option<&'static str> {
+pub(super) fn known(name: &str) -> Option<&'static str> {
     [
         header::CONTENT_TYPE,
         header::TRACEPARENT,
@@ -306,19 +367,23 @@ mod tests {
         record
     }
 
+    fn address() -> ReplyAddress {
+        ReplyAddress {
+            wire: Wire::Native,
+            topic: "order.replies".into(),
+            partition: Some(3),
+            correlation: "a-1".into(),
+        }
+    }
+
     #[test]
     fn a_request_survives_its_headers() {
         let mut envelope = Envelope::new("user.get", "{}");
         envelope.headers.set(header::ACTOR, "ada");
         envelope.headers.set(header::KEY, "not sent");
         envelope.deadline = Some(Instant::now() + Duration::from_secs(9));
-        let address = ReplyAddress {
-            topic: "order.replies".into(),
-            partition: Some(3),
-            correlation: "a-1".into(),
-        };
-        let mut record = read(&request_headers(&envelope, &address));
-        assert!(record.native);
+        let address = address();
+        let mut record = read(&request(&envelope, &address).headers);
         assert_eq!(record.headers.len(), 1);
         assert_eq!(record.headers.get(header::ACTOR), Some("ada"));
         let remaining = record.remaining.unwrap();
@@ -335,10 +400,10 @@ mod tests {
             Item::End,
             Item::Fail(error),
         ] {
-            let (headers, payload) = reply("a-1", item.clone());
+            let Encoded { headers, payload } = reply(&address(), &item);
             let record = read(&headers);
             assert_eq!((record.call("a-"), record.call("b-")), (Some(1), None));
-            assert_eq!(record.reply(payload), Some(item));
+            assert_eq!(record.reply(payload.unwrap()), Some(item));
         }
     }
 

@@ -14,9 +14,9 @@ use rdkafka::{
 };
 
 use super::{
-    Logged, MAX_PAYLOAD, Settings,
+    Logged, MAX_PAYLOAD, Settings, nest,
     producer::{Outgoing, Producer, Reports},
-    record::{self, ReplyAddress},
+    record::{self, Encoded, ReplyAddress},
     topics::Lookup,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) struct ReplyWriter {
 /// until this is empty.
 #[derive(Default)]
 struct Late {
-    waiting: VecDeque<(Arc<ReplyAddress>, Item)>,
+    waiting: VecDeque<(Arc<ReplyAddress>, Encoded)>,
     wakers: Vec<Waker>,
 }
 
@@ -81,33 +81,45 @@ impl ReplyWriter {
             Item::Fail(error) => (Item::Fail(shortened(error)), true),
             item => (item, true),
         };
-        let mut late = lock(&self.late);
-        if !late.waiting.is_empty() {
-            late.waiting.push_back((Arc::clone(address), item));
-            return fits;
-        }
-        drop(late);
-        if let Some(item) = self.try_send(address, item) {
-            lock(&self.late)
-                .waiting
-                .push_back((Arc::clone(address), item));
-        }
+        self.write(address, record::reply(address, &item));
         fits
     }
 
-    /// Gives the item back when the queue is full.
-    fn try_send(&self, address: &ReplyAddress, item: Item) -> Option<Item> {
-        let (headers, payload) = record::reply(&address.correlation, item.clone());
+    /// Tells a NestJS application that nobody here handles what it asked for.
+    pub(super) fn send_no_handler(&self, address: &Arc<ReplyAddress>) {
+        self.write(address, nest::no_handler(&address.correlation));
+    }
+
+    fn write(&self, address: &Arc<ReplyAddress>, reply: Encoded) {
+        let mut late = lock(&self.late);
+        if !late.waiting.is_empty() {
+            late.waiting.push_back((Arc::clone(address), reply));
+            return;
+        }
+        drop(late);
+        if let Some(reply) = self.try_send(address, reply) {
+            lock(&self.late)
+                .waiting
+                .push_back((Arc::clone(address), reply));
+        }
+    }
+
+    /// Gives the reply back when the queue is full.
+    fn try_send(&self, address: &ReplyAddress, reply: Encoded) -> Option<Encoded> {
+        let Encoded { headers, payload } = reply;
         let outgoing = Outgoing {
             topic: &address.topic,
             partition: address.partition,
             key: None,
             headers,
-            payload: &payload,
+            payload: payload.as_deref(),
         };
         match self.producer.send(outgoing, ()) {
             Ok(()) => None,
-            Err(unsent) if unsent.is_full() => Some(item),
+            Err(unsent) if unsent.is_full() => Some(Encoded {
+                headers: unsent.headers.unwrap_or_default(),
+                payload,
+            }),
             Err(unsent) => {
                 lost(&address.topic, &unsent.error);
                 None
@@ -130,9 +142,9 @@ impl ReplyWriter {
     /// Tries again what did not fit.
     pub(super) fn send_late(&self) {
         let mut late = lock(&self.late);
-        while let Some((address, item)) = late.waiting.pop_front() {
-            if let Some(item) = self.try_send(&address, item) {
-                late.waiting.push_front((address, item));
+        while let Some((address, reply)) = late.waiting.pop_front() {
+            if let Some(reply) = self.try_send(&address, reply) {
+                late.waiting.push_front((address, reply));
                 return;
             }
         }

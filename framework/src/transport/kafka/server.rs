@@ -11,10 +11,10 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     CAPABILITIES, NAME, Settings, blocking,
+    carries::carried,
     group::{Group, Phase},
-    partition::Carries,
     replies::ReplyWriter,
-    topics::{self, EventTopics, Purpose, Topics},
+    topics::Topics,
 };
 use crate::transport::{
     Address, Capabilities, Error, ErrorKind, ServerTransport, Sources, Subscription, pending::lock,
@@ -26,7 +26,7 @@ const JOIN: Duration = Duration::from_secs(30);
 const CLOSE: Duration = Duration::from_secs(5);
 
 pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
-    let settings = Settings::new(&address)?;
+    let settings = Settings::of_server(&address)?;
     let replies = ReplyWriter::new(&settings)?;
     let topics = Topics::new(settings.clone(), replies.lookup());
     topics.connect().await?;
@@ -63,15 +63,11 @@ impl ServerTransport for KafkaServer {
         let Some(replies) = replies else {
             return Err(settings.error(ErrorKind::Config, "subscribe a second time"));
         };
-        let carried = carried(&subscription, settings.event_topics)?;
-        let wanted = carried.iter().map(|(topic, carries)| {
-            let purpose = match carries {
-                Carries::Requests { .. } => Purpose::Requests,
-                Carries::Event { .. } | Carries::Events { .. } => Purpose::Events,
-            };
-            (topic.clone(), purpose)
-        });
-        let wanted: Vec<_> = wanted.collect();
+        let carried = carried(&subscription, settings)?;
+        let wanted: Vec<_> = carried
+            .iter()
+            .map(|(topic, carries)| (topic.clone(), carries.purpose()))
+            .collect();
 
         let (sender, mut sources) = mpsc::unbounded_channel();
         let group = Group::new(replies, carried, &subscription, sender);
@@ -160,88 +156,4 @@ fn config(
         .set("heartbeat.interval.ms", "500")
         .set("partition.assignment.strategy", "cooperative-sticky");
     config
-}
-
-/// What arrives by each topic.
-fn carried(
-    subscription: &Subscription,
-    event_topics: EventTopics,
-) -> Result<HashMap<String, Carries>, Error> {
-    let mut carried = HashMap::new();
-    for message in &subscription.messages {
-        topics::check(&message.pattern)?;
-        let requests = Carries::Requests {
-            pattern: message.pattern.clone(),
-            idempotent: message.idempotent,
-        };
-        carried.insert(message.pattern.to_string(), requests);
-    }
-    for event in &subscription.events {
-        let topic = event_topics.topic(&event.pattern)?;
-        let pattern = event.pattern.clone();
-        match (carried.get_mut(&topic), event_topics) {
-            (Some(Carries::Events { patterns }), _) => patterns.push(pattern),
-            (Some(_), _) => {
-                let message = format!("topic {topic} cannot carry messages and events");
-                return Err(Error::new(ErrorKind::Config, message));
-            }
-            (None, EventTopics::PerPattern) => {
-                carried.insert(topic, Carries::Event { pattern });
-            }
-            (None, EventTopics::PerService) => {
-                carried.insert(
-                    topic,
-                    Carries::Events {
-                        patterns: vec![pattern],
-                    },
-                );
-            }
-        }
-    }
-    Ok(carried)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        contract::Guarantee,
-        transport::{EventPattern, MessagePattern},
-    };
-
-    fn subscription(messages: &[&'static str], events: &[&'static str]) -> Subscription {
-        let message = |pattern: &&'static str| MessagePattern {
-            pattern: (*pattern).into(),
-            idempotent: true,
-        };
-        let event = |pattern: &&'static str| EventPattern {
-            pattern: (*pattern).into(),
-            needs: Guarantee::AtLeastOnce,
-        };
-        Subscription {
-            service: "user".to_owned(),
-            instance: "1".to_owned(),
-            messages: messages.iter().map(message).collect(),
-            events: events.iter().map(event).collect(),
-            max_in_flight: 8,
-        }
-    }
-
-    #[test]
-    fn events_of_one_service_arrive_by_one_topic() {
-        let subscription = subscription(&["user.get"], &["order.placed", "order.paid"]);
-        let carried = carried(&subscription, EventTopics::PerService).unwrap();
-        assert_eq!(carried.len(), 2);
-        let Carries::Events { patterns } = &carried["order.events"] else {
-            panic!("{carried:?}");
-        };
-        assert_eq!(patterns.as_slice(), ["order.placed", "order.paid"]);
-    }
-
-    #[test]
-    fn a_topic_of_messages_takes_no_events() {
-        let subscription = subscription(&["user.get"], &["user.get"]);
-        assert!(carried(&subscription, EventTopics::PerPattern).is_err());
-        assert!(carried(&subscription, EventTopics::PerService).is_ok());
-    }
 }

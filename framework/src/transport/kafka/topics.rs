@@ -32,6 +32,8 @@ pub(super) enum EventTopics {
     PerService,
     /// One topic per event, named by its pattern.
     PerPattern,
+    /// The one topic, and a copy of each event in a topic of its own, for NestJS applications.
+    Both,
 }
 
 impl EventTopics {
@@ -39,7 +41,7 @@ impl EventTopics {
     pub(super) fn topic(self, pattern: &str) -> Result<String, Error> {
         let name = match self {
             Self::PerPattern => pattern.to_owned(),
-            Self::PerService => {
+            Self::PerService | Self::Both => {
                 let service = pattern
                     .split_once('.')
                     .map_or(pattern, |(service, _)| service);
@@ -53,6 +55,12 @@ impl EventTopics {
 /// The topic that replies to a service's calls arrive by.
 pub(super) fn replies(service: &str) -> Result<String, Error> {
     let name = format!("{service}.replies");
+    check(&name).map(|()| name)
+}
+
+/// The topic that NestJS services answer to calls of `route` by.
+pub(super) fn nest_replies(route: &str) -> Result<String, Error> {
+    let name = format!("{route}.reply");
     check(&name).map(|()| name)
 }
 
@@ -266,6 +274,10 @@ mod tests {
         assert_eq!(shared.topic("order.placed").unwrap(), "order.events");
         assert_eq!(shared.topic("order.item.added").unwrap(), "order.events");
         assert_eq!(shared.topic("ping").unwrap(), "ping.events");
+        assert_eq!(
+            EventTopics::Both.topic("order.placed").unwrap(),
+            "order.events"
+        );
         assert_eq!(
             EventTopics::PerPattern.topic("order.placed").unwrap(),
             "order.placed"

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nestling::{Code, Router, RpcError};
+use nestling::{Code, Router, RpcError, transport::Wire};
 
 use super::{
     fixture::{Stage, echo},
@@ -83,10 +83,13 @@ pub async fn an_undecodable_payload_is_the_callers_fault(stage: Stage) {
 
     let error = client.send_at::<u64>(pattern, &"seven").await.unwrap_err();
     assert_eq!(error.code, Code::InvalidArgument);
-    let foreign = client
-        .send_at::<u64>(pattern, &7)
-        .header("content-type", "application/x-strange");
-    assert_eq!(foreign.await.unwrap_err().code, Code::InvalidArgument);
+    // NestJS's wire carries JSON, whatever a header calls it.
+    if client.wire() == Wire::Native {
+        let foreign = client
+            .send_at::<u64>(pattern, &7)
+            .header("content-type", "application/x-strange");
+        assert_eq!(foreign.await.unwrap_err().code, Code::InvalidArgument);
+    }
     assert_eq!(client.send_at::<u64>(pattern, &7).await, Ok(7));
 }
 

@@ -1,0 +1,165 @@
+//! Reading replies: partitions that are assigned by hand, from where they end.
+
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex},
+    task::{self, Poll},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext, base_consumer::PartitionQueue},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::BorrowedMessage,
+};
+
+use super::{Logged, Settings, blocking, let_go};
+use crate::transport::{Error, Task, pending::lock};
+
+/// How many replies of a partition one turn of the reading task takes.
+const BATCH: usize = 256;
+/// How often what the consumer has to say for itself is read.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+struct NoGroup;
+
+impl ConsumerContext for Logged<NoGroup> {}
+
+type Consumer = BaseConsumer<Logged<NoGroup>>;
+type Queue = PartitionQueue<Logged<NoGroup>>;
+
+/// Reads replies by a task that ends with this.
+pub(super) struct Reader {
+    settings: Settings,
+    reading: Arc<Reading>,
+    _task: Task,
+}
+
+impl Reader {
+    /// Hands every record of the partitions that are followed to `each`. The name is what the
+    /// brokers know it by; no group is joined.
+    pub(super) fn open(
+        settings: &Settings,
+        name: &str,
+        each: impl Fn(&BorrowedMessage<'_>) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let config = settings.consumer_config(name);
+        let consumer = Consumer::from_config_and_context(&config, Logged::new(NoGroup))
+            .map_err(|error| settings.failed("make a Kafka consumer", error))?;
+        let reading = Arc::new(Reading {
+            open: Some(Open {
+                queues: Mutex::default(),
+                consumer: Arc::new(consumer),
+            }),
+            added: Mutex::default(),
+            waker: Arc::default(),
+        });
+        let task = Task::spawn(Arc::clone(&reading).run(each));
+        Ok(Self {
+            settings: settings.clone(),
+            reading,
+            _task: task,
+        })
+    }
+
+    /// Reads this partition too, from where it has been seen to end. Asking for "the end" instead
+    /// would be answered later, and everything written until then would be passed over.
+    pub(super) async fn follow(&self, topic: &str, partition: i32, end: i64) -> Result<(), Error> {
+        let (reading, settings) = (Arc::clone(&self.reading), self.settings.clone());
+        let topic = topic.to_owned();
+        blocking(move || {
+            reading
+                .add(&topic, partition, end)
+                .map_err(|error| settings.failed("read the reply topic", error))
+        })
+        .await
+    }
+}
+
+struct Reading {
+    /// Taken in `drop` only.
+    open: Option<Open>,
+    /// Each partition once, even if whoever asked first has stopped waiting.
+    added: Mutex<Vec<(String, i32)>>,
+    waker: Arc<AtomicWaker>,
+}
+
+struct Open {
+    /// They go before the consumer they belong to.
+    queues: Mutex<Vec<Queue>>,
+    consumer: Arc<Consumer>,
+}
+
+impl Reading {
+    /// Blocks.
+    fn add(&self, topic: &str, partition: i32, end: i64) -> KafkaResult<()> {
+        let mut added = lock(&self.added);
+        let is_this = |(known, number): &(String, i32)| known == topic && *number == partition;
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        if added.iter().any(is_this) {
+            return Ok(());
+        }
+        let queue = open.consumer.split_partition_queue(topic, partition);
+        let mut queue = queue.ok_or(KafkaError::Global(RDKafkaErrorCode::UnknownPartition))?;
+        let waker = Arc::clone(&self.waker);
+        queue.set_nonempty_callback(move || waker.wake());
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(end))?;
+        open.consumer.incremental_assign(&list)?;
+        tracing::debug!(topic, partition, end, "reading replies");
+        lock(&open.queues).push(queue);
+        added.push((topic.to_owned(), partition));
+        // Something may have arrived before the queue was among those that are read.
+        self.waker.wake();
+        Ok(())
+    }
+
+    async fn run(self: Arc<Self>, each: impl Fn(&BorrowedMessage<'_>) + Send + Sync + 'static) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if let Some(open) = &self.open {
+                while housekeeping.poll_tick(cx).is_ready() {
+                    // Errors and log lines, which go to the context.
+                    while open.consumer.poll(Duration::ZERO).is_some() {}
+                }
+                open.take(cx, &each);
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+}
+
+impl Open {
+    fn take(&self, cx: &mut task::Context<'_>, each: &impl Fn(&BorrowedMessage<'_>)) {
+        for queue in lock(&self.queues).iter() {
+            let mut taken = 0;
+            while taken < BATCH {
+                match queue.poll(Duration::ZERO) {
+                    None => break,
+                    Some(Ok(message)) => each(&message),
+                    Some(Err(error)) => tracing::warn!(%error, "read replies from Kafka"),
+                }
+                taken += 1;
+            }
+            if taken == BATCH {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+}
+
+/// Closes the consumer off the runtime's threads.
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            let_go(open);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! [`CallIds`]: the ids of a client's requests, as texts.
+
+/// How many hexadecimal digits the salt has; NestJS's ids have 21.
+const SALT_DIGITS: usize = 5;
+const CALL_DIGITS: usize = 16;
+
+/// Between a call's number and the text that is its id: 21 lower-case hexadecimal digits, of which
+/// the first five are the client's own, so that replies to another client's calls are told apart.
+#[derive(Debug)]
+pub(in crate::transport) struct CallIds {
+    salt: u32,
+}
+
+impl CallIds {
+    pub(in crate::transport) fn new() -> Self {
+        Self {
+            salt: fastrand::u32(..1 << (4 * SALT_DIGITS)),
+        }
+    }
+
+    /// The id of a call.
+    pub(in crate::transport) fn text(&self, call: u64) -> String {
+        format!("{:0SALT_DIGITS$x}{call:0CALL_DIGITS$x}", self.salt)
+    }
+
+    /// The call whose id this is, in JSON; `None` if it is none of this client's.
+    pub(in crate::transport) fn parse(&self, json: &[u8]) -> Option<u64> {
+        self.parse_text(json.strip_prefix(b"\"")?.strip_suffix(b"\"")?)
+    }
+
+    /// The same for an id that is not in JSON.
+    pub(in crate::transport) fn parse_text(&self, id: &[u8]) -> Option<u64> {
+        let canonical = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if id.len() != SALT_DIGITS + CALL_DIGITS || !id.iter().all(canonical) {
+            return None;
+        }
+        let (salt, call) = std::str::from_utf8(id).ok()?.split_at(SALT_DIGITS);
+        if u32::from_str_radix(salt, 16) != Ok(self.salt) {
+            return None;
+        }
+        u64::from_str_radix(call, 16).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_leads_back_to_its_call() {
+        let ids = CallIds::new();
+        for call in [0, 7, u64::MAX] {
+            let text = ids.text(call);
+            assert_eq!(text.len(), 21);
+            assert_eq!(ids.parse(format!("\"{text}\"").as_bytes()), Some(call));
+            assert_eq!(ids.parse_text(text.as_bytes()), Some(call));
+        }
+        assert_eq!(CallIds { salt: 0xab }.text(1), "000ab0000000000000001");
+    }
+
+    #[test]
+    fn what_is_no_id_of_ours_is_nobodys() {
+        let ids = CallIds { salt: 0xabcde };
+        for json in [
+            "",
+            "7",
+            "null",
+            "\"",
+            "\"abcde000000000000001\"",
+            "\"abcde00000000000000011\"",
+            "\"abcdf0000000000000001\"",
+            "\"ABCDE0000000000000001\"",
+            "\"+bcde+000000000000001\"",
+            "abcde0000000000000001",
+        ] {
+            assert_eq!(ids.parse(json.as_bytes()), None, "{json}");
+        }
+    }
+}
