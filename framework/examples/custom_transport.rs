@@ -18,6 +18,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     durable: false,
     order: Order::Connection,
     redelivers: false,
+    dead_letters: false,
     cancels: false,
     stream_credit: false,
     detects_absence: true,

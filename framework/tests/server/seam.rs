@@ -71,6 +71,7 @@ impl ServerTransport for Script {
             durable: false,
             order: Order::None,
             redelivers: true,
+            dead_letters: false,
             cancels: false,
             stream_credit: false,
             detects_absence: false,
@@ -181,7 +182,7 @@ async fn every_delivery_is_settled_once() {
     assert!(
         outcomes[3..5]
             .iter()
-            .any(|outcome| matches!(outcome, Outcome::Reject { .. }))
+            .any(|outcome| matches!(outcome, Outcome::Reject(_)))
     );
     assert_eq!(outcomes[5], Outcome::Reply("7".into()));
     server.shutdown().await;

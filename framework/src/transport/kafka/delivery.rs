@@ -221,7 +221,7 @@ impl Responder for KafkaResponder {
             Outcome::Reply(payload) => self.reply(Item::Last(payload)),
             Outcome::Done => self.reply(Item::End),
             Outcome::Fail(error) => self.reply(Item::Fail(error)),
-            Outcome::Ack | Outcome::Reject { .. } => {}
+            Outcome::Ack | Outcome::Reject(_) => {}
             Outcome::Retry { after } => {
                 if !self.partition.commits_first() {
                     return self.partition.give_back(self.offset, after);

@@ -63,6 +63,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     durable: true,
     order: Order::Key,
     redelivers: true,
+    dead_letters: false,
     cancels: false,
     stream_credit: false,
     detects_absence: true,

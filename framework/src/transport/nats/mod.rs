@@ -55,6 +55,7 @@ fn capabilities(client: &Client) -> Capabilities {
         durable: false,
         order: Order::Subject,
         redelivers: false,
+        dead_letters: false,
         cancels: true,
         stream_credit: true,
         detects_absence: true,

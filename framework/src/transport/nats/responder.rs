@@ -147,7 +147,7 @@ impl Responder for NatsResponder {
             Outcome::Ack => return,
             // Core NATS cannot give it to another replica; the caller can ask again.
             Outcome::Retry { .. } => Item::Fail(RpcError::unavailable("not handled here")),
-            Outcome::Reject { reason } => Item::Fail(RpcError::failed_precondition(reason)),
+            Outcome::Reject(it) => Item::Fail(RpcError::failed_precondition(it.reason)),
         };
         self.send(item);
     }

@@ -170,6 +170,7 @@ impl Options {
             durable: true,
             order: Order::Key,
             redelivers: true,
+            dead_letters: false,
             cancels: true,
             stream_credit: true,
             detects_absence: true,

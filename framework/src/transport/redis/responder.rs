@@ -96,8 +96,9 @@ impl Responder for Answer {
                 let error = RpcError::unavailable("the service did not handle the message");
                 self.send(ItemKind::Fail, error.to_bytes());
             }
-            Outcome::Reject { reason } => {
-                self.send(ItemKind::Fail, RpcError::internal(reason).to_bytes());
+            Outcome::Reject(rejection) => {
+                let error = RpcError::failed_precondition(rejection.reason);
+                self.send(ItemKind::Fail, error.to_bytes());
             }
         }
         let Self { shared, held, .. } = *self;

@@ -184,7 +184,7 @@ impl Responder for Answer {
             Outcome::Retry { .. } => Item::Fail(RpcError::unavailable(
                 "the service stopped before it replied",
             )),
-            Outcome::Reject { reason } => Item::Fail(RpcError::failed_precondition(reason)),
+            Outcome::Reject(it) => Item::Fail(RpcError::failed_precondition(it.reason)),
         };
         let item = self.limited(item);
         let Self {

@@ -119,6 +119,7 @@ impl Settings {
             durable: false,
             order: Order::Connection,
             redelivers: false,
+            dead_letters: false,
             cancels: is_native,
             stream_credit: is_native,
             detects_absence: true,

@@ -32,6 +32,7 @@ pub(super) fn capabilities(options: &Options) -> Capabilities {
         durable: false,
         order: Order::Subject,
         redelivers: false,
+        dead_letters: false,
         cancels: false,
         stream_credit: false,
         detects_absence: true,

@@ -119,7 +119,7 @@ impl Responder for Answer {
             Outcome::Retry { .. } => Item::Fail(RpcError::unavailable(
                 "the service did not handle the message",
             )),
-            Outcome::Reject { reason } => Item::Fail(RpcError::internal(reason)),
+            Outcome::Reject(it) => Item::Fail(RpcError::failed_precondition(it.reason)),
         });
     }
 }
