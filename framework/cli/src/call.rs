@@ -1,6 +1,11 @@
 //! What is sent, and how: the arguments that [`send`](crate::send) and [`emit`](crate::emit) share.
 
-use std::{io, pin::pin, str::FromStr, time::Duration};
+use std::{
+    io::{self, Read},
+    pin::pin,
+    str::FromStr,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use nestling::{Client, header, service};
@@ -46,17 +51,22 @@ pub(crate) struct Prepared {
 impl Call {
     /// Reads and checks everything, before anything is sent.
     pub(crate) fn prepare(self) -> Result<Prepared, Failure> {
-        let payload = match self.json.as_deref() {
+        let url = self.target.url()?;
+        let payload = match self.json {
             None => Bytes::new(),
-            Some("-") => json("standard input", io::read_to_string(io::stdin())?)?,
-            Some(text) => json("the payload", text.to_owned())?,
+            Some(text) if text == "-" => {
+                let mut read = Vec::new();
+                io::stdin().read_to_end(&mut read)?;
+                json("standard input", read)?
+            }
+            Some(text) => json("the payload", text)?,
         };
         let headers = self
             .headers
             .into_iter()
             .map(|Header(name, value)| (name, value));
         Ok(Prepared {
-            url: self.target.url()?,
+            url,
             pattern: self.pattern.into_text(),
             payload,
             timeout: self.timeout,
@@ -91,9 +101,10 @@ impl Prepared {
 }
 
 /// The bytes of a JSON text, which is only looked through: numbers stay as they are.
-pub(crate) fn json(what: &str, text: String) -> Result<Bytes, Failure> {
-    match serde_json::from_str::<&RawValue>(&text) {
-        Ok(_) => Ok(text.into()),
+pub(crate) fn json(what: &str, text: impl Into<Bytes>) -> Result<Bytes, Failure> {
+    let text = text.into();
+    match serde_json::from_slice::<&RawValue>(&text) {
+        Ok(_) => Ok(text),
         Err(error) => Err(Failure::Usage(format!("{what} is not JSON: {error}"))),
     }
 }
@@ -165,10 +176,10 @@ mod tests {
     #[test]
     fn json_is_not_rewritten() {
         for text in ["1.50", " {\"a\" : 1e2}\n", "-0", "\"\\u00e4\""] {
-            assert_eq!(json("it", text.to_owned()).ok(), Some(Bytes::from(text)));
+            assert_eq!(json("it", text).ok(), Some(Bytes::from(text)));
         }
-        for text in ["", "{", "1 2", "nul"] {
-            assert!(json("it", text.to_owned()).is_err(), "{text:?}");
+        for text in [&b""[..], b"{", b"1 2", b"nul", b"\"\xff\""] {
+            assert!(json("it", text).is_err(), "{text:?}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::pin::pin;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
+use clap::builder::NonEmptyStringValueParser;
 use nestling::{
     BoxFuture, Codec, Context, Handler, Headers, Reply, Router, RpcError, Server, header, service,
 };
@@ -54,7 +55,7 @@ pub(crate) struct Listen {
     quiet: bool,
     /// Join the service of this name, and share its work [default: a new one, which is gone
     /// afterwards]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     service: Option<String>,
 }
 
