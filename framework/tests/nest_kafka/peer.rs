@@ -79,6 +79,8 @@ impl Peer {
             .set("bootstrap.servers", url.strip_prefix("kafka://").unwrap())
             .set("group.id", "none")
             .set("fetch.wait.max.ms", "20")
+            .set("fetch.error.backoff.ms", "10")
+            .set("linger.ms", "0")
             .set("allow.auto.create.topics", "false");
         Self {
             producer: config.create().unwrap(),
@@ -133,7 +135,9 @@ impl Peer {
             .send(sent)
             .map_err(|(error, _)| error)
             .unwrap();
-        self.producer.flush(SOON).unwrap();
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+        }
     }
 
     /// Every record that these topics have now, those of a partition in order.
@@ -141,13 +145,18 @@ impl Peer {
         let mut left = 0;
         let mut list = TopicPartitionList::new();
         for topic in topics.iter().collect::<HashSet<_>>() {
-            left += self.count(topic);
             for partition in 0..self.partitions(topic) {
-                list.add_partition_offset(topic, partition, Offset::Beginning)
+                let (low, high) = self.marks(topic, partition);
+                left += high - low;
+                list.add_partition_offset(topic, partition, Offset::Offset(low))
                     .unwrap();
             }
         }
         self.consumer.assign(&list).unwrap();
+        for topic in topics {
+            // The library looks for the leaders of new topics once a second otherwise.
+            self.consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        }
         let mut found = Vec::new();
         let deadline = Instant::now() + SOON;
         while left > 0 {
