@@ -9,7 +9,7 @@ use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
@@ -105,6 +105,27 @@ impl Peer {
                 assert!(Instant::now() < deadline, "{name} is not there");
             }
         }
+    }
+
+    /// Reads a topic of one partition as a member of a group, and leaves once it has committed.
+    pub(crate) fn commit_as(&self, group: &str, topic: &str, position: i64) {
+        let member: BaseConsumer = self
+            .config
+            .clone()
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "roundrobin")
+            .create()
+            .unwrap();
+        member.subscribe(&[topic]).unwrap();
+        let deadline = Instant::now() + SOON;
+        while member.assignment().unwrap().count() == 0 {
+            assert!(Instant::now() < deadline, "{group} has no partition");
+            drop(member.poll(Duration::from_millis(10)));
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, Offset::Offset(position))
+            .unwrap();
+        member.commit(&list, CommitMode::Sync).unwrap();
     }
 
     fn partitions(&self, topic: &str) -> i32 {
