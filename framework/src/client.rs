@@ -2,6 +2,7 @@
 
 use std::{fmt, future::IntoFuture, marker::PhantomData, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
@@ -204,11 +205,12 @@ impl Client {
     pub fn stream<M: Message<Shape = Many>>(&self, message: M) -> StreamCall<'_, M::Reply> {
         StreamCall {
             call: self.call(ByteString::from_static(M::PATTERN), &message),
+            within: None,
             reply: PhantomData,
         }
     }
 
-    /// Asks a pattern that has no contract for a stream.
+    /// Asks a pattern that has no contract for a stream; a single reply is a stream of one.
     pub fn stream_at<R: DeserializeOwned + Send + 'static>(
         &self,
         pattern: impl Into<ByteString>,
@@ -216,6 +218,7 @@ impl Client {
     ) -> StreamCall<'_, R> {
         StreamCall {
             call: self.call(pattern, payload),
+            within: None,
             reply: PhantomData,
         }
     }
@@ -250,7 +253,7 @@ impl Client {
         pattern: impl Into<ByteString>,
         needs: Guarantee,
         key: Option<String>,
-        payload: Result<bytes::Bytes, RpcError>,
+        payload: Result<Bytes, RpcError>,
     ) -> EmitCall<'_> {
         let mut call = self.call_encoded(pattern, Codec::Json, payload);
         if let Ok(envelope) = &mut call.envelope {
@@ -299,7 +302,7 @@ impl Client {
         &self,
         pattern: impl Into<ByteString>,
         codec: Codec,
-        payload: Result<bytes::Bytes, RpcError>,
+        payload: Result<Bytes, RpcError>,
     ) -> Call<'_> {
         let envelope = payload.map(|payload| {
             let pattern = match self.inner.wire {
@@ -380,6 +383,14 @@ macro_rules! call_options {
                 value: impl Into<ByteString>,
             ) -> Self {
                 self.call.header(name, value);
+                self
+            }
+
+            /// Sends these bytes as they are: a payload that is encoded already, or none at all.
+            pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
+                if let Ok(envelope) = &mut self.call.envelope {
+                    envelope.payload = payload.into();
+                }
                 self
             }
 
@@ -489,15 +500,31 @@ fn bad_reply(error: RpcError) -> RpcError {
     ))
 }
 
+/// Ours, and known by its source: the service may answer with the same code.
+fn too_late(what: impl fmt::Display) -> RpcError {
+    Error::new(ErrorKind::Timeout, format!("{what} in time")).into()
+}
+
 fn no_reply(pattern: &str) -> RpcError {
-    RpcError::deadline_exceeded(format!("no reply to {pattern} in time"))
+    too_late(format_args!("no reply to {pattern}"))
 }
 
 /// A message about to be sent for a stream of replies: await it for the stream.
 #[must_use = "nothing is sent until it is awaited"]
 pub struct StreamCall<'a, R> {
     call: Call<'a>,
+    within: Option<Duration>,
     reply: PhantomData<fn() -> R>,
+}
+
+impl<R> StreamCall<'_, R> {
+    /// How long the whole of it is of use: its producer is told, and a broker that keeps the request
+    /// for a service that is away forgets it afterwards. Without this it may last for ever, where the
+    /// wire can tell its producer that nobody reads it any more.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.within = Some(limit.min(LONGEST));
+        self
+    }
 }
 
 impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> {
@@ -512,7 +539,8 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
             let codec = self.call.reply_codec();
             let patience = self.call.timeout();
             let blind = !self.call.client.inner.capabilities.cancels;
-            let deadline = blind.then(|| Instant::now() + STREAM_DEADLINE);
+            let within = self.within.or(blind.then_some(STREAM_DEADLINE));
+            let deadline = within.map(|limit| Instant::now() + limit);
             let (client, envelope) = self.call.into_envelope(deadline)?;
             let pattern = envelope.pattern.clone();
             let request = client.inner.transport.request(envelope, Expect::Many);
@@ -586,8 +614,8 @@ impl<'a> IntoFuture for EmitCall<'a> {
             let record = Record::new("emitted", client, &envelope);
             let result = match timeout_at(deadline, transport.publish(envelope)).await {
                 Ok(published) => published.map_err(RpcError::from),
-                Err(_) => Err(RpcError::deadline_exceeded(format!(
-                    "event {pattern} was not acknowledged in time"
+                Err(_) => Err(too_late(format_args!(
+                    "event {pattern} was not acknowledged"
                 ))),
             };
             record.end(&result);

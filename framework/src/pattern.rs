@@ -85,7 +85,7 @@ enum Node {
     Word(&'static str),
     Number(f64),
     Text(String),
-    Object(Vec<(String, Node)>),
+    Object(Vec<(String, Self)>),
 }
 
 impl Node {

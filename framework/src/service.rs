@@ -95,7 +95,13 @@ impl Config {
 /// Starts to log to standard error, filtered by `RUST_LOG` (`info` when unset): for a process
 /// without a [`Config`], such as a gateway.
 pub fn init_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    init_logging_or("info");
+}
+
+/// Starts to log to standard error, filtered by `RUST_LOG`, or by `default` when that is unset: for a
+/// process with other things to say there.
+pub fn init_logging_or(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt()
         .with_ansi(colours)

@@ -1,12 +1,19 @@
 //! Every case of the suite on every transport: `cargo test -p nestling --test conformance tcp::` runs one of them.
 
+use nestling::Guarantee;
 use nestling_testkit::{Kind, suite::Fixture};
 
 nestling_testkit::conformance! {
     memory => Fixture::memory();
     tcp => Fixture::peer("tcp://127.0.0.1:0");
+    tcp_nest => Fixture::peer("tcp://127.0.0.1:0").map(|tcp| tcp.calling("wire=nest"));
     nats => Fixture::broker(Kind::Nats, "");
+    nats_nest => Fixture::broker(Kind::Nats, "").map(|nats| nats.calling("wire=nest"));
     redis => Fixture::broker(Kind::Redis, "");
+    redis_nest => Fixture::broker(Kind::Redis, "").map(|fixture| {
+        fixture.calling("wire=nest").serving(Guarantee::AtLeastOnce)
+    });
+    redis_pubsub => Fixture::broker(Kind::Redis, "").map(|fixture| fixture.scheme("redis+pubsub"));
     kafka => Fixture::broker(Kind::Kafka, "");
     kafka_nest => Fixture::broker(Kind::Kafka, "").map(|kafka| kafka.calling("wire=nest"));
 }

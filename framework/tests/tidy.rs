@@ -179,6 +179,7 @@ fn a_task_is_spawned_in_one_place_only() {
     let mut found = Vec::new();
     let crates = [
         "framework/src",
+        "framework/cli/src",
         "contracts/src",
         "gateway/src",
         "shop/src",
@@ -241,6 +242,7 @@ fn crates_meet_in_contracts_only() {
     others.extend(http);
     for krate in [
         "framework",
+        "framework/cli",
         "framework/macros",
         "framework/testkit",
         "contracts",

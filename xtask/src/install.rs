@@ -1,4 +1,4 @@
-//! What a bare Debian machine lacks, through apt and Maven.
+//! What a bare Debian machine lacks, through apt, Maven and npm.
 
 use std::{
     env,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nestling_testkit::{Kind, find_program, kafka_jars};
+use nestling_testkit::{Kind, find_program, kafka_jars, nestjs};
 
 use crate::terminal::{last_lines, step};
 
@@ -17,65 +17,104 @@ use crate::terminal::{last_lines, step};
 ///
 /// Where systemd runs, Debian starts its own NATS and Redis on 4222 and 6379 on installation. They are left alone.
 pub(crate) fn ensure(kinds: &[Kind]) -> Result<()> {
-    let needs: Vec<Need> = kinds
-        .iter()
-        .filter_map(|kind| {
-            let programs = kind.missing_programs();
-            let packages: Vec<_> = programs.into_iter().map(|(_, package)| package).collect();
-            (!packages.is_empty()).then_some(Need {
-                kind: *kind,
-                packages,
-            })
-        })
-        .collect();
-    if !needs.is_empty() {
-        apt(&needs)?;
-    }
-    for kind in kinds {
-        if let [(program, package), ..] = kind.missing_programs()[..] {
-            bail!(
-                "{kind} is unavailable: the program {program} is missing even though {package} is installed"
-            );
+    provide(&of_brokers(kinds))?;
+    kafka(kinds)
+}
+
+/// As [`ensure`], for the tests: they also talk to NestJS applications.
+pub(crate) fn ensure_for_tests(kinds: &[Kind]) -> Result<()> {
+    let mut needs = of_brokers(kinds);
+    needs.push(Need {
+        who: "NestJS",
+        missing: Box::new(nestjs::missing_programs),
+    });
+    provide(&needs)?;
+    kafka(kinds)?;
+    step("NestJS's packages", || Ok(nestjs::modules().map(drop)?))
+}
+
+fn of_brokers(kinds: &[Kind]) -> Vec<Need> {
+    let need = |kind: &Kind| {
+        let kind = *kind;
+        Need {
+            who: kind.name(),
+            missing: Box::new(move || kind.missing_programs()),
         }
-    }
+    };
+    kinds.iter().map(need).collect()
+}
+
+fn kafka(kinds: &[Kind]) -> Result<()> {
     if kinds.contains(&Kind::Kafka) {
         step("Apache Kafka's jars", || Ok(kafka_jars().map(drop)?))?;
     }
     Ok(())
 }
 
-/// The packages that one broker lacks.
+/// Somebody's programs, of which some may be missing.
 struct Need {
-    kind: Kind,
+    who: &'static str,
+    /// Each with the Debian package that has it.
+    missing: Box<dyn Fn() -> Vec<(&'static str, &'static str)>>,
+}
+
+fn provide(needs: &[Need]) -> Result<()> {
+    let lacking: Vec<Lack> = needs
+        .iter()
+        .map(|need| Lack {
+            who: need.who,
+            packages: (need.missing)()
+                .into_iter()
+                .map(|(_, package)| package)
+                .collect(),
+        })
+        .filter(|lack| !lack.packages.is_empty())
+        .collect();
+    if !lacking.is_empty() {
+        apt(&lacking)?;
+    }
+    for Need { who, missing } in needs {
+        if let [(program, package), ..] = missing()[..] {
+            bail!(
+                "{who} is unavailable: the program {program} is missing even though {package} is installed"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The packages that somebody lacks.
+struct Lack {
+    who: &'static str,
     packages: Vec<&'static str>,
 }
 
-fn apt(needs: &[Need]) -> Result<()> {
+fn apt(lacking: &[Lack]) -> Result<()> {
     let Some(root) = become_root() else {
-        bail!("{}", by_hand(needs));
+        bail!("{}", by_hand(lacking));
     };
     let log = env::temp_dir().join(format!("nestling-install-{}.log", process::id()));
     step("apt-get update", || apt_get(&root, &["update"], &log))?;
-    for Need { kind, packages } in needs {
+    for Lack { who, packages } in lacking {
         for package in packages {
             let install = ["install", "--yes", "--no-install-recommends", package];
             step(&format!("apt-get install {package}"), || {
-                apt_get(&root, &install, &log).with_context(|| format!("{kind} is unavailable"))
+                apt_get(&root, &install, &log).with_context(|| format!("{who} is unavailable"))
             })?;
         }
     }
     fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))
 }
 
-fn by_hand(needs: &[Need]) -> String {
+fn by_hand(lacking: &[Lack]) -> String {
     let reason = match find_program("apt-get") {
         None => "there is no apt-get here",
         Some(_) => "this user is not root, and sudo cannot be used",
     };
     let mut text = format!("packages are missing, and {reason}:");
     let mut all: Vec<&str> = Vec::new();
-    for Need { kind, packages } in needs {
-        text += &format!("\n  {kind} needs {}", packages.join(" and "));
+    for Lack { who, packages } in lacking {
+        text += &format!("\n  {who} needs {}", packages.join(" and "));
         all.extend(packages.iter().copied());
     }
     text + &format!(

@@ -23,7 +23,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .into_iter()
         .filter(|kind| env::var(kind.variable()).map_or(true, |url| url.is_empty()))
         .collect();
-    install::ensure(&wanted)?;
+    install::ensure_for_tests(&wanted)?;
     let mut command = cargo::command();
     let mut brokers = Vec::new();
     for kind in wanted {

@@ -173,7 +173,7 @@ fn start_fleet(
     }
     let mut addresses = Addresses {
         services: BTreeMap::new(),
-        events: brokers[Kind::Kafka.name()].clone(),
+        events: for_everybody(&brokers[Kind::Kafka.name()]),
     };
     for service in &SERVICES {
         let url = match service.listen {
@@ -211,6 +211,15 @@ fn start_fleet(
     Ok(addresses)
 }
 
+/// The bus, on which each event also gets to where NestJS applications listen for it.
+fn for_everybody(kafka: &str) -> String {
+    match kafka.split_once('?') {
+        Some((_, options)) if options.contains("topic=") => kafka.to_owned(),
+        Some(_) => format!("{kafka}&topic=both"),
+        None => format!("{kafka}?topic=both"),
+    }
+}
+
 fn start_embedded(
     fleet: &mut Fleet,
     home: &Home,
@@ -232,7 +241,7 @@ fn start_embedded(
 /// What to do about a broker that cannot be had.
 fn or_embedded(error: &anyhow::Error) -> anyhow::Error {
     let reason = match error.downcast_ref::<Unavailable>() {
-        Some(Unavailable { kind, reason, .. }) => format!("{kind} is unavailable: {reason}"),
+        Some(Unavailable { what, reason, .. }) => format!("{what} is unavailable: {reason}"),
         None => format!("{error:#}"),
     };
     anyhow!(

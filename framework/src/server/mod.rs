@@ -36,6 +36,7 @@ pub struct Server {
     router: Router,
     listen: Vec<Endpoint>,
     events: Vec<Endpoint>,
+    temporary: bool,
     limits: Limits,
 }
 
@@ -114,6 +115,7 @@ impl Server {
             router,
             listen: Vec::new(),
             events: Vec::new(),
+            temporary: false,
             limits: Limits {
                 max_in_flight: 4096,
                 handler_timeout: Duration::from_secs(60),
@@ -146,6 +148,15 @@ impl Server {
     #[must_use]
     pub fn instance(mut self, instance: impl Into<String>) -> Self {
         self.instance = instance.into();
+        self
+    }
+
+    /// This process is all of the service, and nobody starts it again under its name. Once it has
+    /// drained, Redis keeps no events for it, as it would for ever for a service that is away; Kafka
+    /// forgets a group by itself, after a week by default.
+    #[must_use]
+    pub fn temporary(mut self) -> Self {
+        self.temporary = true;
         self
     }
 
@@ -205,6 +216,7 @@ impl Server {
             router,
             listen,
             events,
+            temporary,
             limits,
         } = self;
         let inputs = open_all(&listen, &events).await?;
@@ -215,7 +227,15 @@ impl Server {
         let mut transports = Vec::new();
         let mut all = SelectAll::new();
         for input in inputs {
-            let subscription = input.subscription(&name, &instance, work.router(), max_in_flight);
+            let (messages, events) = input.patterns(work.router());
+            let subscription = Subscription {
+                service: name.clone(),
+                instance: instance.clone(),
+                messages,
+                events,
+                temporary,
+                max_in_flight,
+            };
             let endpoint = input.endpoint.to_string();
             let sources = input
                 .transport
@@ -289,13 +309,8 @@ impl Input {
         }
     }
 
-    fn subscription(
-        &self,
-        service: &str,
-        instance: &str,
-        router: &Router,
-        max_in_flight: usize,
-    ) -> Subscription {
+    /// What is to arrive by it.
+    fn patterns(&self, router: &Router) -> (Vec<MessagePattern>, Vec<EventPattern>) {
         let mut messages = Vec::new();
         if self.messages {
             messages.extend(router.messages().map(|(pattern, route)| MessagePattern {
@@ -312,14 +327,7 @@ impl Input {
         }
         messages.sort_by(|one, other| one.pattern.cmp(&other.pattern));
         events.sort_by(|one, other| one.pattern.cmp(&other.pattern));
-        let (service, instance) = (service.to_owned(), instance.to_owned());
-        Subscription {
-            service,
-            instance,
-            messages,
-            events,
-            max_in_flight,
-        }
+        (messages, events)
     }
 }
 

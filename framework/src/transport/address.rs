@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use super::{Error, ErrorKind};
 
-/// A transport's URL, taken apart. Printing it hides the password.
+/// A transport's URL, taken apart. Printing it hides the password, and a user name without one, which
+/// is a token.
 ///
 /// Unlike the URLs of the web it may name several hosts: `kafka://one:9092,two:9092`.
 ///
@@ -157,7 +158,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
         match (&self.user, &self.password) {
-            (Some(user), None) => write!(f, "{user}@")?,
+            (Some(_), None) => f.write_str("***@")?,
             (Some(user), Some(_)) => write!(f, "{user}:***@")?,
             (None, _) => {}
         }
@@ -204,6 +205,8 @@ mod tests {
         let address = parse("redis://ada:p%40ss@localhost");
         assert_eq!(address.password(), Some("p@ss"));
         assert!(!format!("{address} {address:?}").contains("p@ss"));
+        let address = parse("nats://t0ken@localhost");
+        assert_eq!(address.to_string(), "nats://***@localhost");
         assert!("no-scheme".parse::<Address>().is_err());
     }
 }

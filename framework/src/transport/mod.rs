@@ -249,6 +249,9 @@ pub struct Subscription {
     pub messages: Vec<MessagePattern>,
     /// Events to react to.
     pub events: Vec<EventPattern>,
+    /// Whether this process is all of the service and nobody comes back under its name, so that a
+    /// broker need keep nothing for it once it has stopped.
+    pub temporary: bool,
     /// How many deliveries the service works on at once: how far a transport may read ahead.
     pub max_in_flight: usize,
 }
@@ -416,6 +419,22 @@ impl Error {
         Self::new(ErrorKind::TooLarge, message)
     }
 
+    /// The failure of the transport on this side that `error` tells of, if it does: what a service
+    /// has answered has none, even with the same code.
+    ///
+    /// ```
+    /// use nestling::{RpcError, transport};
+    ///
+    /// fn was_sent(error: &RpcError) -> bool {
+    ///     use transport::ErrorKind::{Config, Connect, Full, TooLarge};
+    ///     let kind = transport::Error::behind(error).map(transport::Error::kind);
+    ///     !matches!(kind, Some(Config | Connect | Full | TooLarge))
+    /// }
+    /// ```
+    pub fn behind(error: &RpcError) -> Option<&Self> {
+        error::Error::source(error)?.downcast_ref()
+    }
+
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -482,6 +501,8 @@ static SCHEMES: &[Scheme] = &[
     nats::SCHEME,
     #[cfg(feature = "redis")]
     redis::SCHEME,
+    #[cfg(feature = "redis")]
+    redis::SCHEME_PUBSUB,
     #[cfg(feature = "kafka")]
     kafka::SCHEME,
 ];

@@ -1,4 +1,4 @@
-//! What nestling's tests and `cargo xtask` need from the outside world: real brokers.
+//! What nestling's tests and `cargo xtask` need from the outside world: real brokers, and real NestJS applications.
 //!
 //! [`Broker::start`] runs a NATS, Redis or Kafka server of one's own on a free port; [`shared`] hands out one per test
 //! process, or the one that `TEST_NATS_URL`, `TEST_REDIS_URL` or `TEST_KAFKA_URL` names. A broker started here never
@@ -16,11 +16,14 @@
 //! ```
 
 mod brokers;
+mod cache;
+pub mod nestjs;
 mod process;
 #[cfg(feature = "suite")]
 pub mod suite;
 
 pub use brokers::{
-    Broker, Kind, Options, Unavailable, broker_or_skip, find_program, kafka_jars, shared, unique,
+    Broker, Kind, Options, Unavailable, broker_or_skip, find_program, kafka_jars, or_skip, shared,
+    unique,
 };
 pub use process::Process;

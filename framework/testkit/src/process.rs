@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
-    path::Path,
+    io::{self, PipeReader, PipeWriter, Write},
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -21,9 +21,11 @@ const POLL: Duration = Duration::from_millis(20);
 /// The watchdog reads words from the owner's pipe. The end of the pipe means that the owner is gone. It knows the
 /// program by `$$`, which a subshell inherits; the owner says `bye` before it reaps the program, so that the number
 /// cannot have passed to another process.
+///
+/// The shell's own input is that pipe, so a program that is talked with has its input at the shell's place for errors.
 const LEASH: &str = r#"
-remove=$1 grace=$2
-shift 2
+remove=$1 grace=$2 log=$3
+shift 3
 exec 3<&0
 (
     trap '' HUP INT TERM
@@ -46,6 +48,7 @@ exec 3<&0
     done
     kill -KILL $$
 ) &
+[ -z "$log" ] || exec "$@" 0<&2 2>>"$log" 3<&-
 exec "$@" </dev/null 3<&-
 "#;
 
@@ -66,7 +69,7 @@ impl Process {
     /// When no process can be made. A program that cannot be executed shows as an early exit with code 126 or 127 and a
     /// line in the log.
     pub fn spawn(command: &Command, log: File) -> io::Result<Self> {
-        Self::spawn_leashed(command, log, None)
+        Self::spawn_leashed(command, None, Streams::logged(log)?)
     }
 
     /// As [`Process::spawn`], for a program whose data is worth nothing without its owner: when the owner dies, the
@@ -76,20 +79,47 @@ impl Process {
     ///
     /// As [`Process::spawn`].
     pub fn spawn_with_scratch(command: &Command, log: File, scratch: &Path) -> io::Result<Self> {
-        Self::spawn_leashed(command, log, Some(scratch))
+        Self::spawn_leashed(command, Some(scratch), Streams::logged(log)?)
     }
 
-    fn spawn_leashed(command: &Command, log: File, scratch: Option<&Path>) -> io::Result<Self> {
+    /// As [`Process::spawn_with_scratch`], for a program that is talked with: what is written to the first pipe is its
+    /// input, what it prints is in the second, and its errors go to the end of the file `log`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::spawn`].
+    pub fn spawn_talking(
+        command: &Command,
+        log: &Path,
+        scratch: &Path,
+    ) -> io::Result<(Self, PipeWriter, PipeReader)> {
+        let (its_input, input) = io::pipe()?;
+        let (output, its_output) = io::pipe()?;
+        let streams = Streams {
+            first: its_output.into(),
+            second: its_input.into(),
+            log: log.to_owned(),
+        };
+        let process = Self::spawn_leashed(command, Some(scratch), streams)?;
+        Ok((process, input, output))
+    }
+
+    fn spawn_leashed(
+        command: &Command,
+        scratch: Option<&Path>,
+        streams: Streams,
+    ) -> io::Result<Self> {
         let mut leashed = Command::new("/bin/sh");
         leashed
             .args(["-c", LEASH, "leash"])
             .arg(scratch.unwrap_or(Path::new("")))
             .arg(GRACE_TENTHS.to_string())
+            .arg(&streams.log)
             .arg(command.get_program())
             .args(command.get_args())
             .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+            .stdout(streams.first)
+            .stderr(streams.second);
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => leashed.env(name, value),
@@ -176,6 +206,24 @@ impl Process {
     fn release(&mut self) {
         self.say("bye");
         self.leash = None;
+    }
+}
+
+/// What the shell gets as its outputs, 1 and 2.
+struct Streams {
+    first: Stdio,
+    second: Stdio,
+    /// Where the program's errors go when the second is its input; empty otherwise.
+    log: PathBuf,
+}
+
+impl Streams {
+    fn logged(log: File) -> io::Result<Self> {
+        Ok(Self {
+            first: log.try_clone()?.into(),
+            second: log.into(),
+            log: PathBuf::new(),
+        })
     }
 }
 

@@ -148,7 +148,7 @@ fn a_taken_port_is_reported_with_the_brokers_own_words() {
         return;
     }
     let unavailable = Broker::start(Kind::Nats, options).unwrap_err();
-    assert_eq!(unavailable.kind, Kind::Nats);
+    assert_eq!(unavailable.what, "nats");
     let text = unavailable.to_string();
     assert!(text.contains("address already in use"), "{text}");
     assert!(text.contains("TEST_NATS_URL"), "{text}");

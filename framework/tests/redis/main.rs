@@ -176,6 +176,39 @@ async fn where_nobody_has_ever_subscribed_a_call_fails_at_once() {
     assert!(keys.is_empty(), "{keys:?}");
 }
 
+#[tokio::test]
+async fn nothing_is_kept_for_a_temporary_service_that_has_stopped() {
+    let (url, prefix, mut plain) = broker!("");
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    let router = move |name: &'static str| {
+        let heard = heard.clone();
+        Router::new()
+            .message_at("math.double", double)
+            .event(move |_: Happened| {
+                let told = heard.send(name);
+                async move { told.map_err(RpcError::internal) }
+            })
+    };
+    let lasting = start(&url, "lasting", router("lasting")).await;
+    let passing = Server::new("passing", router("passing")).temporary();
+    let passing = passing.listen(&*url).start().await.unwrap();
+    let client = Client::connect(&*url).await.unwrap();
+    assert_eq!(client.send_at::<u64>("math.double", &1).await, Ok(2));
+    client.emit(Happened(1)).await.unwrap();
+    let mut heard = [hearing.recv().await, hearing.recv().await];
+    heard.sort_unstable();
+    assert_eq!(heard, [Some("lasting"), Some("passing")]);
+    passing.shutdown().await;
+    lasting.shutdown().await;
+    for stream in ["message:math.double", "events:thing"] {
+        let stream = format!("{prefix}:{stream}");
+        let groups: redis::streams::StreamInfoGroupsReply =
+            plain.xinfo_groups(&stream).await.unwrap();
+        let names: Vec<_> = groups.groups.iter().map(|group| &*group.name).collect();
+        assert_eq!(names, ["lasting"], "{stream}");
+    }
+}
+
 /// So many numbers, and then an error; counts what it has made.
 fn counting(made: Arc<AtomicU32>) -> Router {
     Router::new().message_at("numbers.count", move |Payload(n): Payload<u32>| {

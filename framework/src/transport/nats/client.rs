@@ -24,13 +24,14 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::{
     super::{
         Address, Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect,
-        Pending, Replies, Task, pending::lock,
+        Item, Pending, Replies, Task, Wire, nest::CallIds, pending::lock,
     },
-    NAME, PATIENCE, capabilities, closed, connect, max_payload, not_published, pause, unique_token,
-    wire,
+    NAME, PATIENCE, capabilities, client_wire, closed, connect, max_payload, nest, not_published,
+    pause, unique_token,
+    wire::{self, NoItem},
     writer::Writer,
 };
-use crate::{envelope::Envelope, error::RpcError};
+use crate::envelope::Envelope;
 
 /// How often a request looks whether the connection is back.
 const RECONNECT_CHECK: Duration = Duration::from_millis(20);
@@ -39,16 +40,16 @@ pub(super) async fn open(
     address: Address,
     identity: ClientIdentity,
 ) -> Result<Arc<dyn ClientTransport>, Error> {
-    let mark = mark(&address)?;
+    let speech = Speech::of(&address)?;
     let name = format!("{}/{}", identity.service, identity.instance);
-    let inbox = wire::reply_prefix(&unique_token());
+    let inbox = speech.reply_prefix(&unique_token());
     let (connection, replies) = Connection::open(&address, &name, &inbox).await?;
     let pending = Pending::new();
     let shared = Arc::new(Shared {
         address,
         name,
         inbox,
-        mark,
+        speech,
         pending: Arc::clone(&pending),
         calls: Mutex::default(),
         connection: Mutex::new(Arc::new(connection)),
@@ -63,14 +64,79 @@ pub(super) async fn open(
     }))
 }
 
-/// `?mark=header` is for accounts whose imports rewrite reply subjects.
-fn mark(address: &Address) -> Result<bool, Error> {
-    match address.option("mark") {
-        None | Some("reply") => Ok(false),
-        Some("header") => Ok(true),
-        Some(other) => {
-            let message = format!("{address}: mark cannot be {other:?}, only reply or header");
-            Err(Error::new(ErrorKind::Config, message))
+/// What a client says its requests in.
+enum Speech {
+    Native {
+        /// Whether requests say by a header too what they are: `?mark=header` is for accounts whose
+        /// imports rewrite reply subjects.
+        mark: bool,
+    },
+    Nest {
+        ids: CallIds,
+    },
+}
+
+impl Speech {
+    fn of(address: &Address) -> Result<Self, Error> {
+        let config = |message| Err(Error::new(ErrorKind::Config, message));
+        match (client_wire(address)?, address.option("mark")) {
+            (Wire::Native, None | Some("reply")) => Ok(Self::Native { mark: false }),
+            (Wire::Native, Some("header")) => Ok(Self::Native { mark: true }),
+            (Wire::Native, Some(other)) => config(format!(
+                "{address}: mark cannot be {other:?}, only reply or header"
+            )),
+            (_, None) => Ok(Self::Nest {
+                ids: CallIds::new(),
+            }),
+            (_, Some(_)) => config(format!("{address}: wire=nest has no mark")),
+        }
+    }
+
+    fn wire(&self) -> Wire {
+        match self {
+            Self::Native { .. } => Wire::Native,
+            Self::Nest { .. } => Wire::Nest,
+        }
+    }
+
+    /// The subject of a client's replies up to the call's number.
+    fn reply_prefix(&self, client: &str) -> String {
+        match self {
+            Self::Native { .. } => wire::reply_prefix(client),
+            Self::Nest { .. } => nest::reply_prefix(client),
+        }
+    }
+
+    fn request(
+        &self,
+        envelope: Envelope,
+        inbox: &str,
+        call: u64,
+    ) -> Result<OutboundMessage, Error> {
+        match self {
+            Self::Native { mark } => {
+                let reply = wire::reply_subject(inbox, call, envelope.deadline);
+                wire::request(envelope, reply, *mark)
+            }
+            Self::Nest { ids } => {
+                let reply = wire::reply_subject(inbox, call, None);
+                nest::request(&envelope, reply, &ids.text(call))
+            }
+        }
+    }
+
+    fn event(&self, envelope: Envelope) -> Result<OutboundMessage, Error> {
+        match self {
+            Self::Native { .. } => wire::event(envelope),
+            Self::Nest { .. } => nest::event(&envelope),
+        }
+    }
+
+    /// What a message on a call's reply subject says; `None` if it is not about this call.
+    fn item(&self, message: Message, call: u64) -> Option<Result<Item, NoItem>> {
+        match self {
+            Self::Native { .. } => Some(wire::item(message)),
+            Self::Nest { ids } => nest::item(&message, ids, call),
         }
     }
 }
@@ -86,8 +152,7 @@ struct Shared {
     connection: Mutex<Arc<Connection>>,
     /// The subject of replies up to the call's id.
     inbox: String,
-    /// Whether requests say by a header too what they are.
-    mark: bool,
+    speech: Speech,
     pending: Arc<Pending>,
     /// The pattern of each call that waits: where its replicas listen for control messages.
     calls: Mutex<HashMap<u64, ByteString>>,
@@ -118,22 +183,29 @@ impl ClientTransport for NatsClient {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(&self.shared.connection().client)
+        let given = capabilities(&self.shared.connection().client);
+        match self.wire() {
+            Wire::Native => given,
+            // NestJS's wire has no way back to the server of a call.
+            _ => Capabilities {
+                cancels: false,
+                stream_credit: false,
+                ..given
+            },
+        }
+    }
+
+    fn wire(&self) -> Wire {
+        self.shared.speech.wire()
     }
 
     async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error> {
         let shared = &*self.shared;
         let (connection, limit) = shared.prepare(&envelope).await?;
-        let headers = wire::headers(&envelope, shared.mark)?;
         let (call, replies) = shared.pending.register(kind);
-        let subject = wire::subject(&envelope.pattern);
-        lock(&shared.calls).insert(call, envelope.pattern);
-        let message = OutboundMessage {
-            subject,
-            reply: Some(wire::reply_subject(&shared.inbox, call, envelope.deadline)),
-            payload: envelope.payload,
-            headers,
-        };
+        let pattern = envelope.pattern.clone();
+        let message = shared.speech.request(envelope, &shared.inbox, call)?;
+        lock(&shared.calls).insert(call, pattern);
         match shared.send(&connection.client, message, limit).await {
             Ok(()) => Ok(replies),
             Err(error) => {
@@ -147,12 +219,7 @@ impl ClientTransport for NatsClient {
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         let shared = &*self.shared;
         let (connection, limit) = shared.prepare(&envelope).await?;
-        let message = OutboundMessage {
-            subject: wire::subject(&envelope.pattern),
-            reply: None,
-            headers: wire::headers(&envelope, true)?,
-            payload: envelope.payload,
-        };
+        let message = shared.speech.event(envelope)?;
         shared.send(&connection.client, message, limit).await?;
         match timeout_at(limit, connection.client.flush()).await {
             Ok(flushed) => flushed.map_err(closed),
@@ -231,11 +298,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Where the wire has a way back to the server of a call.
     fn tell(&self, call: u64, pattern: &str, control: wire::Control) {
-        let reply = wire::reply_subject(&self.inbox, call, None);
-        self.connection()
-            .writer
-            .send(control.message(pattern, reply));
+        if let Speech::Native { .. } = self.speech {
+            let reply = wire::reply_subject(&self.inbox, call, None);
+            self.connection()
+                .writer
+                .send(control.message(pattern, reply));
+        }
     }
 
     fn receive(&self, message: Message) {
@@ -243,12 +313,17 @@ impl Shared {
             tracing::debug!(subject = %message.subject, "a reply that names no call");
             return;
         };
-        let pattern = if wire::is_value(&message) {
-            None
-        } else {
-            lock(&self.calls).remove(&call)
+        let Some(item) = self.speech.item(message, call) else {
+            tracing::debug!(call, "a reply with the id of another call");
+            return;
         };
-        let item = wire::item(message, pattern.as_deref().unwrap_or_default());
+        let pattern = match item {
+            Ok(Item::Value(_)) => None,
+            _ => lock(&self.calls).remove(&call),
+        };
+        let item = item.unwrap_or_else(|no_item| {
+            Item::Fail(no_item.into_error(pattern.as_deref().unwrap_or_default()))
+        });
         if !self.pending.complete(call, item) {
             tracing::trace!(call, "a reply that nobody waits for");
         }
@@ -261,7 +336,8 @@ impl Shared {
     /// Ends every call that waits.
     fn end(&self, why: &str) {
         lock(&self.calls).clear();
-        self.pending.fail_all(&RpcError::unavailable(why));
+        self.pending
+            .fail_all(&Error::new(ErrorKind::Closed, why).into());
     }
 }
 

@@ -1,8 +1,9 @@
 //! NATS: messages and events over core NATS subjects, a queue group per service.
 //!
-//! `nats://user:password@host:4222,other:4222`. The wire is in `docs/wire/nats.md`.
+//! `nats://user:password@host:4222,other:4222`. Both wires are in `docs/wire/nats.md`.
 
 mod client;
+mod nest;
 mod responder;
 mod server;
 mod source;
@@ -23,7 +24,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout_at};
 
-use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, pending::lock};
+use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
 use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
@@ -41,7 +42,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HEADER_ROOM: usize = 16 * 1024;
 /// The longest pause between two attempts to connect again.
 const LONGEST_PAUSE_MS: u64 = 2_000;
-/// How often the log says that the client library had to drop something.
+/// What is wrong with a pattern that the client library refuses.
+const NO_SUBJECT: &str = "is no NATS subject: it must not be empty and has no white space and no empty token, not even within the texts of an object";
+/// How often the log says that something had to be dropped.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
 fn capabilities(client: &Client) -> Capabilities {
@@ -67,7 +70,6 @@ fn max_payload(client: &Client) -> usize {
 
 /// Connects, trying again for a while when the broker is away.
 async fn connect(address: &Address, name: String) -> Result<Client, Error> {
-    check_options(address)?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let servers = servers(address)?;
     let options = options(address, name);
@@ -96,14 +98,30 @@ async fn connect(address: &Address, name: String) -> Result<Client, Error> {
     }
 }
 
-fn check_options(address: &Address) -> Result<(), Error> {
+/// The wire that a client speaks.
+fn client_wire(address: &Address) -> Result<Wire, Error> {
     match address.option("wire") {
-        None | Some("native") => Ok(()),
+        None | Some("native") => Ok(Wire::Native),
+        Some("nest") => Ok(Wire::Nest),
+        Some(other) => Err(unknown_wire(address, other, "native or nest")),
+    }
+}
+
+/// Whether a server answers NestJS applications too.
+fn answers_nest(address: &Address) -> Result<bool, Error> {
+    match address.option("wire") {
+        None => Ok(true),
+        Some("native") => Ok(false),
         Some(other) => {
-            let message = format!("{address}: wire cannot be {other:?}, only \"native\"");
-            Err(Error::new(ErrorKind::Config, message))
+            let known = "native; without it a server answers both wires";
+            Err(unknown_wire(address, other, known))
         }
     }
+}
+
+fn unknown_wire(address: &Address, wire: &str, known: &str) -> Error {
+    let message = format!("{address}: wire cannot be {wire:?}, only {known}");
+    Error::new(ErrorKind::Config, message)
 }
 
 fn servers(address: &Address) -> Result<Vec<ServerAddr>, Error> {
@@ -195,7 +213,7 @@ fn not_published(error: PublishError, length: usize, client: &Client) -> Error {
             Error::too_large(length, max_payload(client)).with_source(error)
         }
         PublishErrorKind::InvalidSubject => {
-            Error::new(ErrorKind::Config, "the pattern is no subject").with_source(error)
+            Error::new(ErrorKind::Config, format!("the pattern {NO_SUBJECT}")).with_source(error)
         }
         PublishErrorKind::Send => closed(error),
     }
@@ -223,9 +241,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_native_wire_is_known() {
-        assert!(check_options(&address("nats://one?wire=native")).is_ok());
-        assert!(check_options(&address("nats://one?wire=morse")).is_err());
+    fn a_client_speaks_one_wire_and_a_server_both() {
+        let wire = |url| client_wire(&address(url)).ok();
+        assert_eq!(wire("nats://one"), Some(Wire::Native));
+        assert_eq!(wire("nats://one?wire=native"), Some(Wire::Native));
+        assert_eq!(wire("nats://one?wire=nest"), Some(Wire::Nest));
+        assert_eq!(wire("nats://one?wire=morse"), None);
+        let nest = |url| answers_nest(&address(url)).map_err(|error| error.to_string());
+        assert_eq!(nest("nats://one"), Ok(true));
+        assert_eq!(nest("nats://one?wire=native"), Ok(false));
+        let refused = nest("nats://one?wire=nest").unwrap_err();
+        assert!(refused.contains("only native"), "{refused}");
     }
 
     #[test]

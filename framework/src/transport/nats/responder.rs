@@ -6,12 +6,12 @@ use std::{
     task::{self, Poll},
 };
 
-use async_nats::{Client, Subject};
+use async_nats::{Client, Subject, message::OutboundMessage};
 use bytes::Bytes;
 
 use super::{
     super::{Call, Calls, Gone, Item, Outcome, Responder},
-    max_payload, wire,
+    max_payload, nest, wire,
     writer::Writer,
 };
 use crate::error::RpcError;
@@ -40,48 +40,90 @@ impl Shared {
         self.hasher.hash_one(wire::call_key(reply))
     }
 
-    pub(super) fn responder(self: &Arc<Self>, reply: Option<Subject>) -> NatsResponder {
-        let reply = reply.map(|subject| (self.calls.open(self.key(&subject)), subject));
+    /// Answers as the native wire does, if the sender said where.
+    pub(super) fn native(self: &Arc<Self>, reply: Option<Subject>) -> NatsResponder {
+        self.responder(reply.map(|subject| Caller::Native {
+            call: self.calls.open(self.key(&subject)),
+            subject,
+        }))
+    }
+
+    /// Answers the request with this id as NestJS does, if the sender said where.
+    pub(super) fn nest(self: &Arc<Self>, reply: Option<Subject>, id: Bytes) -> NatsResponder {
+        self.responder(reply.map(|subject| Caller::Nest { subject, id }))
+    }
+
+    fn responder(self: &Arc<Self>, caller: Option<Caller>) -> NatsResponder {
         NatsResponder {
             shared: Arc::clone(self),
-            reply,
+            caller,
         }
     }
 }
 
 pub(super) struct NatsResponder {
     shared: Arc<Shared>,
-    /// Where the reply goes, if the sender said so.
-    reply: Option<(Call<u64>, Subject)>,
+    /// Gone when nobody waits, or when the call was ended before its handler.
+    caller: Option<Caller>,
+}
+
+/// Who waits for a reply, and on which wire.
+enum Caller {
+    Native { subject: Subject, call: Call<u64> },
+    Nest { subject: Subject, id: Bytes },
+}
+
+impl Caller {
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Native { call, .. } => call.is_cancelled(),
+            Self::Nest { .. } => false,
+        }
+    }
+
+    fn message(&self, item: Item) -> OutboundMessage {
+        match self {
+            Self::Native { subject, .. } => wire::reply(subject.clone(), item),
+            Self::Nest { subject, id } => nest::reply(subject.clone(), id, &item),
+        }
+    }
 }
 
 impl NatsResponder {
     fn send(&mut self, item: Item) {
-        let Some((call, subject)) = &self.reply else {
+        let Some(caller) = &self.caller else {
             return;
         };
-        if call.is_cancelled() {
+        if caller.is_cancelled() {
             return;
         }
-        let mut message = wire::reply(subject.clone(), item);
-        let (length, most) = (message.payload.len(), max_payload(&self.shared.client));
-        if length > most {
+        let client = &self.shared.client;
+        let (length, most) = (length(&item), max_payload(client));
+        let mut message = caller.message(item);
+        if length > most || message.payload.len() > client.max_payload() {
+            let length = length.max(message.payload.len());
             let text = format!("a reply of {length} bytes is above the limit of {most}");
-            message = wire::reply(
-                subject.clone(),
-                Item::Fail(RpcError::resource_exhausted(text)),
-            );
+            message = caller.message(Item::Fail(RpcError::resource_exhausted(text)));
             // That ended the call, whatever its handler still has to say.
-            self.reply = None;
+            self.caller = None;
         }
         self.shared.writer.send(message);
     }
 }
 
+fn length(item: &Item) -> usize {
+    match item {
+        Item::Value(payload) | Item::Last(payload) => payload.len(),
+        Item::End | Item::Fail(_) => 0,
+    }
+}
+
 impl Responder for NatsResponder {
     fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        match &self.reply {
-            Some((call, _)) => call.poll_credit(cx),
+        match &self.caller {
+            Some(Caller::Native { call, .. }) => call.poll_credit(cx),
+            // There is no credit: the connection itself is what slows a stream.
+            Some(Caller::Nest { .. }) => self.shared.writer.poll_room(cx),
             None => Poll::Ready(Err(Gone)),
         }
     }
@@ -91,9 +133,9 @@ impl Responder for NatsResponder {
     }
 
     fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        match &self.reply {
-            Some((call, _)) => call.poll_cancelled(cx),
-            None => Poll::Pending,
+        match &self.caller {
+            Some(Caller::Native { call, .. }) => call.poll_cancelled(cx),
+            Some(Caller::Nest { .. }) | None => Poll::Pending,
         }
     }
 

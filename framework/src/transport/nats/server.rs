@@ -1,6 +1,9 @@
 //! The receiving side: a source per pattern.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use async_nats::{Client, SubscribeError, SubscribeErrorKind, Subscriber};
 use async_trait::async_trait;
@@ -13,20 +16,24 @@ use tokio::{
 
 use super::{
     super::{
-        Address, Capabilities, Error, ErrorKind, Kind, ServerTransport, Source, Sources,
-        Subscription, pending::lock,
+        Address, Capabilities, Error, ErrorKind, ServerTransport, Source, Sources, Subscription,
+        nest::Routes, pending::lock,
     },
-    NAME, PATIENCE, capabilities, connect, pause, round_trip,
-    source::NatsSource,
+    NAME, NO_SUBJECT, PATIENCE, answers_nest, capabilities, connect,
+    nest::Target,
+    pause, round_trip,
+    source::{Handlers, NatsSource},
     wire,
 };
 
 const CONNECTION_NAME: &str = "nestling";
 
 pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
+    let nest = answers_nest(&address)?;
     let client = connect(&address, CONNECTION_NAME.to_owned()).await?;
     let connection = Arc::new(Connection {
         address,
+        nest,
         client: Mutex::new(client),
     });
     Ok(Arc::new(NatsServer { connection }))
@@ -38,6 +45,8 @@ struct NatsServer {
 
 struct Connection {
     address: Address,
+    /// Whether NestJS applications are answered too.
+    nest: bool,
     client: Mutex<Client>,
 }
 
@@ -53,7 +62,9 @@ impl ServerTransport for NatsServer {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
         let connection = Arc::clone(&self.connection);
-        let first = subscribe(&connection.client(), &subscription).await?;
+        let first = connection
+            .subscribe(&connection.client(), &subscription)
+            .await?;
         let rest = stream::unfold((connection, subscription, first.lost), |state| async {
             let (connection, subscription, lost) = state;
             lost.notified().await;
@@ -87,7 +98,7 @@ impl Connection {
             attempt += 1;
             let again = async {
                 let client = connect(&self.address, CONNECTION_NAME.to_owned()).await?;
-                let subscribed = subscribe(&client, subscription).await?;
+                let subscribed = self.subscribe(&client, subscription).await?;
                 *lock(&self.client) = client;
                 Ok::<_, Error>(subscribed)
             };
@@ -97,47 +108,84 @@ impl Connection {
             }
         }
     }
+
+    async fn subscribe(
+        &self,
+        client: &Client,
+        subscription: &Subscription,
+    ) -> Result<Subscribed, Error> {
+        let lost = Arc::new(Notify::new());
+        let routes = self.nest.then(|| Routes::new(subscription));
+        let subscribing = async {
+            let mut sources: Vec<Box<dyn Source>> = Vec::new();
+            for (pattern, handlers) in patterns(subscription) {
+                let control = match handlers {
+                    Handlers::Events => None,
+                    // Before the pattern's own subscription: no cancel may find nobody.
+                    Handlers::Message | Handlers::Both => {
+                        let control = client.subscribe(wire::control_subject(&pattern)).await;
+                        Some(control.map_err(|error| refused(error, &pattern))?)
+                    }
+                };
+                let messages = queue(client, &pattern, &subscription.service).await?;
+                let target = Target::of(&pattern, routes.as_ref());
+                let subscribed = (messages, control);
+                let source = NatsSource::new(client, &lost, pattern, handlers, target, subscribed);
+                sources.push(Box::new(source));
+            }
+            round_trip(client).await?;
+            Ok::<_, Error>(sources)
+        };
+        let too_late = |_| Error::new(ErrorKind::Timeout, "not subscribed in time");
+        let sources = timeout(PATIENCE, subscribing).await.map_err(too_late)??;
+        Ok(Subscribed { sources, lost })
+    }
 }
 
-async fn subscribe(client: &Client, subscription: &Subscription) -> Result<Subscribed, Error> {
-    let lost = Arc::new(Notify::new());
-    let group = &subscription.service;
-    let subscribing = async {
-        let mut sources: Vec<Box<dyn Source>> = Vec::new();
-        for message in &subscription.messages {
-            let pattern = message.pattern.clone();
-            // The control subject first: no cancel may find nobody.
-            let control = client.subscribe(wire::control_subject(&pattern)).await;
-            let control = Some(control.map_err(|error| refused(error, &pattern))?);
-            let messages = queue(client, &pattern, group).await?;
-            let source = NatsSource::new(client, &lost, Kind::Message, pattern, messages, control);
-            sources.push(Box::new(source));
+/// Every pattern once, messages first: two subscriptions to one would share what is sent to it.
+fn patterns(subscription: &Subscription) -> Vec<(ByteString, Handlers)> {
+    let events: HashSet<_> = subscription
+        .events
+        .iter()
+        .map(|event| &event.pattern)
+        .collect();
+    let mut all = Vec::new();
+    let mut messages = HashSet::new();
+    for message in &subscription.messages {
+        let handlers = match events.contains(&message.pattern) {
+            true => Handlers::Both,
+            false => Handlers::Message,
+        };
+        messages.insert(&message.pattern);
+        all.push((message.pattern.clone(), handlers));
+    }
+    for event in &subscription.events {
+        if messages.insert(&event.pattern) {
+            all.push((event.pattern.clone(), Handlers::Events));
         }
-        for event in &subscription.events {
-            let pattern = event.pattern.clone();
-            let events = queue(client, &pattern, group).await?;
-            let source = NatsSource::new(client, &lost, Kind::Event, pattern, events, None);
-            sources.push(Box::new(source));
-        }
-        round_trip(client).await?;
-        Ok::<_, Error>(sources)
-    };
-    let too_late = |_| Error::new(ErrorKind::Timeout, "not subscribed in time");
-    let sources = timeout(PATIENCE, subscribing).await.map_err(too_late)??;
-    Ok(Subscribed { sources, lost })
+    }
+    all
 }
 
-async fn queue(client: &Client, pattern: &ByteString, group: &str) -> Result<Subscriber, Error> {
-    let subscriber = client.queue_subscribe(wire::subject(pattern), group.to_owned());
+/// The queue group of a pattern. The broker hands what fits several subscriptions of one group to
+/// one of them, so a pattern with wildcards has a group of its own.
+fn group(service: &str, pattern: &str) -> String {
+    match wire::has_wildcard(pattern) {
+        true => format!("{service}:{pattern}"),
+        false => service.to_owned(),
+    }
+}
+
+async fn queue(client: &Client, pattern: &ByteString, service: &str) -> Result<Subscriber, Error> {
+    let subscriber = client.queue_subscribe(wire::subject(pattern), group(service, pattern));
     subscriber.await.map_err(|error| refused(error, pattern))
 }
 
 fn refused(error: SubscribeError, pattern: &str) -> Error {
-    let kind = match error.kind() {
-        SubscribeErrorKind::InvalidSubject | SubscribeErrorKind::InvalidQueueName => {
-            ErrorKind::Config
-        }
-        SubscribeErrorKind::Other => ErrorKind::Closed,
+    let (kind, why) = match error.kind() {
+        SubscribeErrorKind::InvalidSubject => (ErrorKind::Config, format!(", which {NO_SUBJECT}")),
+        SubscribeErrorKind::InvalidQueueName => (ErrorKind::Config, String::new()),
+        SubscribeErrorKind::Other => (ErrorKind::Closed, String::new()),
     };
-    Error::new(kind, format!("subscribe to {pattern:?}")).with_source(error)
+    Error::new(kind, format!("subscribe to {pattern:?}{why}")).with_source(error)
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -21,9 +22,11 @@ use tokio::{
 
 use super::{
     super::{Delivery, Item, Kind, Source},
-    PATIENCE,
-    responder::{Acknowledged, Shared},
-    round_trip, wire,
+    COMPLAINT_INTERVAL, PATIENCE,
+    nest::{self, Target},
+    responder::{Acknowledged, NatsResponder, Shared},
+    round_trip,
+    wire::{self, Speaker},
 };
 use crate::{
     envelope::{Envelope, header},
@@ -46,10 +49,35 @@ const LAST_SLACK: u64 = 16;
 /// How soon asking is repeated when the connection had no room for it.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
+/// What a service has for a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handlers {
+    Message,
+    Events,
+    Both,
+}
+
+impl Handlers {
+    /// What a native message is. On a pattern of messages it need not be answered, and on one of
+    /// events another service may be the one that answers.
+    fn kind(self, is_answered: bool) -> Kind {
+        match self {
+            Self::Message => Kind::Message,
+            Self::Events => Kind::Event,
+            Self::Both if is_answered => Kind::Message,
+            Self::Both => Kind::Event,
+        }
+    }
+}
+
 pub(super) struct NatsSource {
-    kind: Kind,
+    handlers: Handlers,
     pattern: ByteString,
     wildcard: bool,
+    /// Where NestJS's packets go.
+    target: Target,
+    /// Packets that no handler sees.
+    losses: Losses,
     messages: Subscriber,
     /// How many of them came.
     arrived: u64,
@@ -163,15 +191,17 @@ impl NatsSource {
     pub(super) fn new(
         client: &Client,
         lost: &Arc<Notify>,
-        kind: Kind,
         pattern: ByteString,
-        messages: Subscriber,
-        control: Option<Subscriber>,
+        handlers: Handlers,
+        target: Target,
+        (messages, control): (Subscriber, Option<Subscriber>),
     ) -> Self {
         Self {
-            kind,
+            handlers,
             wildcard: wire::has_wildcard(&pattern),
             pattern,
+            target,
+            losses: Losses::default(),
             messages,
             arrived: 0,
             connects: connects(client),
@@ -228,53 +258,95 @@ impl NatsSource {
         }
     }
 
-    fn refuse(&self, message: Message) {
-        match (self.kind, message.reply) {
-            (Kind::Message, Some(reply)) => {
-                let text = format!("too many requests wait for {}", self.pattern);
-                let item = Item::Fail(RpcError::resource_exhausted(text));
-                self.shared.writer.send(wire::reply(reply, item));
+    fn refuse(&mut self, message: Message) {
+        let text = format!("too many requests wait for {}", self.pattern);
+        let item = Item::Fail(RpcError::resource_exhausted(text));
+        let answer = match (wire::speaker(&message), message.reply) {
+            (Speaker::Native, Some(reply)) if self.handlers.kind(true) == Kind::Message => {
+                Some(wire::reply(reply, item))
             }
-            _ => tracing::warn!(subject = %message.subject, "dropped: too many of them wait"),
+            (Speaker::Foreign, Some(reply)) if !matches!(self.target, Target::Off) => {
+                let packet = nest::packet(&message.payload).ok();
+                let id = packet.and_then(|packet| packet.id);
+                id.map(|id| nest::reply(reply, &id, &item))
+            }
+            _ => None,
+        };
+        if !answer.is_some_and(|answer| self.shared.writer.offer(answer)) {
+            self.losses.add(&message.subject, "too many of them wait");
         }
     }
 
-    fn deliver(&self, message: Message) -> Option<Delivery> {
-        let (headers, deadline) = match wire::incoming(&message) {
-            wire::Incoming::Native(headers, deadline) => (headers, deadline),
-            wire::Incoming::Foreign => {
-                tracing::debug!(subject = %message.subject, "ignored: not of the native wire");
-                return None;
+    fn deliver(&mut self, message: Message) -> Option<Delivery> {
+        match wire::speaker(&message) {
+            Speaker::Native => Some(self.deliver_native(message)),
+            Speaker::Foreign => self.deliver_packet(message),
+            Speaker::Unknown => {
+                self.losses.add(&message.subject, "a version nobody knows");
+                None
             }
-        };
-        let (pattern, subscription) = if self.wildcard {
-            (
-                ByteString::from(message.subject.as_str()),
-                Some(self.pattern.clone()),
-            )
-        } else {
-            (self.pattern.clone(), None)
-        };
+        }
+    }
+
+    fn deliver_native(&self, message: Message) -> Delivery {
+        let (headers, deadline) = wire::received_headers(&message);
         let envelope = Envelope {
-            pattern,
+            pattern: self.received_pattern(&message),
             headers,
             payload: message.payload,
             deadline,
         };
-        let mut delivery = match self.kind {
-            Kind::Message => {
-                let responder = self.shared.responder(message.reply);
-                Delivery::new(Kind::Message, envelope, Box::new(responder))
+        let mut delivery = match self.handlers.kind(message.reply.is_some()) {
+            Kind::Message => request(envelope, self.shared.native(message.reply)),
+            Kind::Event => event(envelope),
+        };
+        if self.wildcard {
+            delivery.subscription = Some(self.pattern.clone());
+        }
+        delivery
+    }
+
+    fn deliver_packet(&mut self, message: Message) -> Option<Delivery> {
+        let route = match &self.target {
+            Target::Handler(route) => Some(route.clone()),
+            Target::Nobody => None,
+            Target::Off => {
+                tracing::debug!(subject = %message.subject, "ignored: not of the native wire");
+                return None;
             }
-            Kind::Event => {
-                let lane = envelope.headers.get_shared(header::KEY).cloned();
-                let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(Acknowledged));
-                delivery.lane = lane;
-                delivery
+        };
+        let mut packet = match nest::packet(&message.payload) {
+            Ok(packet) => packet,
+            Err(error) => {
+                self.losses.add(&message.subject, error);
+                return None;
             }
+        };
+        let id = packet.id.take();
+        let Some(route) = route else {
+            let answer = id.zip(message.reply);
+            let answer = answer.map(|(id, reply)| nest::no_handler(reply, &id));
+            if !answer.is_some_and(|answer| self.shared.writer.offer(answer)) {
+                self.losses.add(&message.subject, "no handler");
+            }
+            return None;
+        };
+        let pattern = self.received_pattern(&message);
+        let subscription = (route != pattern).then_some(route);
+        let envelope = nest::envelope(pattern, &message, packet);
+        let mut delivery = match id {
+            Some(id) => request(envelope, self.shared.nest(message.reply, id)),
+            None => event(envelope),
         };
         delivery.subscription = subscription;
         Some(delivery)
+    }
+
+    fn received_pattern(&self, message: &Message) -> ByteString {
+        match self.wildcard {
+            true => ByteString::from(message.subject.as_str()),
+            false => self.pattern.clone(),
+        }
     }
 
     fn poll_control(&mut self, cx: &mut task::Context<'_>) {
@@ -347,6 +419,38 @@ impl NatsSource {
             };
             stopping.step = step;
             stopping.timer.as_mut().reset(next);
+        }
+    }
+}
+
+fn request(envelope: Envelope, responder: NatsResponder) -> Delivery {
+    Delivery::new(Kind::Message, envelope, Box::new(responder))
+}
+
+fn event(envelope: Envelope) -> Delivery {
+    let lane = envelope.headers.get_shared(header::KEY).cloned();
+    let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(Acknowledged));
+    delivery.lane = lane;
+    delivery
+}
+
+/// Says that messages are lost, but not more often than anybody reads.
+#[derive(Default)]
+struct Losses {
+    total: u64,
+    said: Option<Instant>,
+}
+
+impl Losses {
+    fn add(&mut self, subject: &str, why: impl fmt::Display) {
+        self.total += 1;
+        let now = Instant::now();
+        let recently = |said| now.duration_since(said) < COMPLAINT_INTERVAL;
+        if self.said.is_some_and(recently) {
+            tracing::debug!(subject, %why, "dropped");
+        } else {
+            self.said = Some(now);
+            tracing::warn!(subject, %why, so_far = self.total, "dropped");
         }
     }
 }

@@ -35,16 +35,30 @@ const CREDIT: &str = "credit ";
 const FURTHEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Who speaks: the one place where the wires part.
-pub(super) enum Incoming {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaker {
     /// A client of this library, or one that speaks its wire.
-    Native(Headers, Option<Instant>),
-    /// Anybody else.
+    Native,
+    /// The same in a version that we do not know.
+    Unknown,
+    /// Anybody else, such as a NestJS application.
     Foreign,
 }
 
-pub(super) fn incoming(message: &Message) -> Incoming {
+pub(super) fn speaker(message: &Message) -> Speaker {
+    match mark(message) {
+        Some(VERSION) => Speaker::Native,
+        Some(_) => Speaker::Unknown,
+        None => match message.reply.as_deref().and_then(reply_address) {
+            Some(_) => Speaker::Native,
+            None => Speaker::Foreign,
+        },
+    }
+}
+
+/// The headers of a native request or event, and when its caller stops waiting.
+pub(super) fn received_headers(message: &Message) -> (Headers, Option<Instant>) {
     let address = message.reply.as_deref().and_then(reply_address);
-    let mut native = address.is_some();
     let mut remaining = address.and_then(remaining_time);
     let mut entries = Headers::new();
     for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
@@ -52,19 +66,21 @@ pub(super) fn incoming(message: &Message) -> Incoming {
             continue;
         };
         match name.as_ref() {
-            MARK => native = value.as_str() == VERSION,
+            MARK => {}
             header::DEADLINE => remaining = value.as_str().parse().ok(),
-            name => match well_known(name) {
-                Some(name) => entries.set(name, value.as_str()),
-                None => entries.insert(name, value.as_str()),
-            },
+            name => keep_header(&mut entries, name, value.as_str()),
         }
     }
-    if !native {
-        return Incoming::Foreign;
-    }
     let until = |millis| Instant::now() + Duration::from_millis(millis).min(FURTHEST);
-    Incoming::Native(entries, remaining.map(until))
+    (entries, remaining.map(until))
+}
+
+/// Without allocating for the name, where the framework has a constant for it.
+pub(super) fn keep_header(entries: &mut Headers, name: &str, value: &str) {
+    match well_known(name) {
+        Some(name) => entries.set(name, value),
+        None => entries.insert(name, value),
+    }
 }
 
 /// The client and what follows, of a reply subject of this wire.
@@ -134,8 +150,31 @@ fn well_known(name: &str) -> Option<&'static str> {
     NAMES.into_iter().find(|known| *known == name)
 }
 
+/// A request that is answered at `reply`.
+pub(super) fn request(
+    envelope: Envelope,
+    reply: Subject,
+    mark: bool,
+) -> Result<OutboundMessage, Error> {
+    Ok(OutboundMessage {
+        subject: subject(&envelope.pattern),
+        reply: Some(reply),
+        headers: headers(&envelope, mark)?,
+        payload: envelope.payload,
+    })
+}
+
+pub(super) fn event(envelope: Envelope) -> Result<OutboundMessage, Error> {
+    Ok(OutboundMessage {
+        subject: subject(&envelope.pattern),
+        reply: None,
+        headers: headers(&envelope, true)?,
+        payload: envelope.payload,
+    })
+}
+
 /// The header block of a request or event. The mark is needed where no reply subject has it.
-pub(super) fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMap>, Error> {
+fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMap>, Error> {
     if !mark && envelope.headers.is_empty() {
         return Ok(None);
     }
@@ -149,20 +188,28 @@ pub(super) fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMa
         headers.insert(HeaderName::from_static(header::DEADLINE), millis);
     }
     for (name, value) in envelope.headers.iter() {
-        if matches!(&**name, MARK | header::DEADLINE) {
-            continue;
+        if &**name != header::DEADLINE {
+            set_header(&mut headers, name, value)?;
         }
-        let bad = |part| {
-            let message = format!("header {name:?}: its {part} has characters NATS cannot carry");
-            Error::new(ErrorKind::Config, message)
-        };
-        let key = match well_known(name) {
-            Some(name) => HeaderName::from_static(name),
-            None => HeaderName::from_str(name).map_err(|_| bad("name"))?,
-        };
-        headers.insert(key, HeaderValue::from_str(value).map_err(|_| bad("value"))?);
     }
     Ok(Some(headers))
+}
+
+/// Adds a header of an envelope. The mark is ours to set and nobody else's.
+pub(super) fn set_header(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), Error> {
+    if name == MARK {
+        return Ok(());
+    }
+    let bad = |part| {
+        let message = format!("header {name:?}: its {part} has characters NATS cannot carry");
+        Error::new(ErrorKind::Config, message)
+    };
+    let key = match well_known(name) {
+        Some(name) => HeaderName::from_static(name),
+        None => HeaderName::from_str(name).map_err(|_| bad("name"))?,
+    };
+    headers.insert(key, HeaderValue::from_str(value).map_err(|_| bad("value"))?);
+    Ok(())
 }
 
 fn marked(mark: &'static str) -> HeaderMap {
@@ -189,30 +236,60 @@ pub(super) fn reply(to: Subject, item: Item) -> OutboundMessage {
     }
 }
 
-/// What a message on a reply subject says to the caller of `pattern`.
-pub(super) fn item(message: Message, pattern: &str) -> Item {
-    if let Some(status) = message.status {
-        let error = match status {
-            StatusCode::NO_RESPONDERS => format!("no responders for {pattern}"),
-            _ => format!("status {status} instead of a reply from {pattern}"),
-        };
-        return Item::Fail(RpcError::unavailable(error));
-    }
-    match mark(&message) {
-        None => Item::Last(message.payload),
-        Some(VALUE) => Item::Value(message.payload),
-        Some(END) => Item::End,
-        Some(FAIL) => Item::Fail(RpcError::from_bytes(&message.payload)),
-        Some(other) => {
-            let text = format!("{pattern} answered with an item of the unknown kind {other:?}");
-            Item::Fail(RpcError::unknown(text))
+/// Why a message on a reply subject is no item.
+#[derive(Debug, PartialEq)]
+pub(super) enum NoItem {
+    /// The broker says that nobody is subscribed.
+    NoResponders,
+    /// The broker says something else.
+    Status(StatusCode),
+    /// An item of a kind that this version does not have.
+    UnknownKind(String),
+    /// What should be JSON is none.
+    NotJson(String),
+}
+
+impl NoItem {
+    /// What it means to the caller of `pattern`.
+    pub(super) fn into_error(self, pattern: &str) -> RpcError {
+        match self {
+            Self::NoResponders => {
+                let text = format!("no responders for {pattern}");
+                Error::new(ErrorKind::NoResponders, text).into()
+            }
+            Self::Status(status) => {
+                let text = format!("status {status} instead of a reply from {pattern}");
+                Error::new(ErrorKind::Closed, text).into()
+            }
+            Self::UnknownKind(kind) => RpcError::unknown(format!(
+                "{pattern} answered with an item of the unknown kind {kind:?}"
+            )),
+            Self::NotJson(error) => {
+                RpcError::unknown(format!("{pattern} answered with what is not JSON: {error}"))
+            }
         }
     }
 }
 
-/// Whether a message on a reply subject is one of several, so that its call goes on.
-pub(super) fn is_value(message: &Message) -> bool {
-    message.status.is_none() && mark(message) == Some(VALUE)
+/// What a message on a reply subject says to its caller.
+pub(super) fn item(message: Message) -> Result<Item, NoItem> {
+    check_status(&message)?;
+    match mark(&message) {
+        None => Ok(Item::Last(message.payload)),
+        Some(VALUE) => Ok(Item::Value(message.payload)),
+        Some(END) => Ok(Item::End),
+        Some(FAIL) => Ok(Item::Fail(RpcError::from_bytes(&message.payload))),
+        Some(other) => Err(NoItem::UnknownKind(other.to_owned())),
+    }
+}
+
+/// Replies have no status; only what the broker says itself has.
+pub(super) fn check_status(message: &Message) -> Result<(), NoItem> {
+    match message.status {
+        None => Ok(()),
+        Some(StatusCode::NO_RESPONDERS) => Err(NoItem::NoResponders),
+        Some(status) => Err(NoItem::Status(status)),
+    }
 }
 
 fn mark(message: &Message) -> Option<&str> {
@@ -304,8 +381,7 @@ mod tests {
         ];
         for sent in items {
             let message = received(reply("_INBOX.a.1".into(), sent.clone()));
-            assert_eq!(is_value(&message), matches!(sent, Item::Value(_)));
-            assert_eq!(item(message, "a.b"), sent);
+            assert_eq!(item(message), Ok(sent));
         }
         assert!(
             reply("x".into(), Item::Last(Bytes::new()))
@@ -318,19 +394,15 @@ mod tests {
     fn an_absent_service_and_a_strange_item_are_errors() {
         let mut message = received(reply("_INBOX.a.1".into(), Item::End));
         message.headers = Some(marked("novelty"));
-        assert!(matches!(item(message.clone(), "a.b"), Item::Fail(_)));
+        let novelty = NoItem::UnknownKind("novelty".to_owned());
+        assert_eq!(item(message.clone()), Err(novelty));
         message.status = Some(StatusCode::NO_RESPONDERS);
-        let error = RpcError::unavailable("no responders for a.b");
-        assert_eq!(item(message, "a.b"), Item::Fail(error));
+        let error = item(message).unwrap_err().into_error("a.b");
+        assert_eq!(error, RpcError::unavailable("no responders for a.b"));
     }
 
-    fn request(envelope: &Envelope, mark: bool, reply: &str) -> Message {
-        received(OutboundMessage {
-            subject: subject(&envelope.pattern),
-            reply: Some(reply.into()),
-            payload: envelope.payload.clone(),
-            headers: headers(envelope, mark).unwrap(),
-        })
+    fn requested(envelope: &Envelope, mark: bool, reply: &str) -> Message {
+        received(request(envelope.clone(), reply.into(), mark).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
@@ -340,17 +412,16 @@ mod tests {
         envelope.headers.insert("x-own", "ünï");
         envelope.headers.set(header::DEADLINE, "7");
         envelope.deadline = Some(Instant::now() + Duration::from_millis(250));
-        let marked = request(&envelope, true, "_INBOX.x");
+        let marked = requested(&envelope, true, "_INBOX.x");
         let short = reply_subject(&reply_prefix("c"), 7, envelope.deadline);
         let far = format!("_GR_.hash.hash.{short}");
         for message in [
             marked,
-            request(&envelope, false, &short),
-            request(&envelope, false, &far),
+            requested(&envelope, false, &short),
+            requested(&envelope, false, &far),
         ] {
-            let Incoming::Native(arrived, deadline) = incoming(&message) else {
-                panic!("foreign: {message:?}")
-            };
+            assert_eq!(speaker(&message), Speaker::Native);
+            let (arrived, deadline) = received_headers(&message);
             let values = (arrived.get("actor"), arrived.get("x-own"), arrived.len());
             assert_eq!(values, (Some("ada"), Some("ünï"), 2));
             assert_eq!(deadline, envelope.deadline);
@@ -359,9 +430,10 @@ mod tests {
 
     #[test]
     fn a_request_without_headers_has_none_on_the_wire() {
-        let message = request(&Envelope::new("a.b", "x"), false, "_nestling.re.c.7");
+        let message = requested(&Envelope::new("a.b", "x"), false, "_nestling.re.c.7");
         assert!(message.headers.is_none());
-        assert!(matches!(incoming(&message), Incoming::Native(_, None)));
+        assert_eq!(speaker(&message), Speaker::Native);
+        assert_eq!(received_headers(&message).1, None);
     }
 
     #[test]
@@ -393,16 +465,17 @@ mod tests {
 
     #[test]
     fn what_is_not_marked_is_foreign() {
-        let check = |reply: &str, headers: Option<HeaderMap>| {
-            let mut message = request(&Envelope::new("a.b", "x"), false, reply);
+        let check = |reply: &str, headers: Option<HeaderMap>, expected: Speaker| {
+            let mut message = requested(&Envelope::new("a.b", "x"), false, reply);
             message.headers = headers;
-            assert!(matches!(incoming(&message), Incoming::Foreign));
+            assert_eq!(speaker(&message), expected, "{reply}");
         };
-        check("_INBOX.x", None);
-        check("_INBOX.x", Some(HeaderMap::new()));
-        check("_INBOX.x", Some(marked("2")));
-        check("_nestling.re.c.7", Some(marked("2")));
-        check("_INBOX._nestling.re.c.7", None);
+        check("_INBOX.x", None, Speaker::Foreign);
+        check("_INBOX.x", Some(HeaderMap::new()), Speaker::Foreign);
+        check("_INBOX._nestling.re.c.7", None, Speaker::Foreign);
+        check("_INBOX.x", Some(marked("2")), Speaker::Unknown);
+        check("_nestling.re.c.7", Some(marked("2")), Speaker::Unknown);
+        check("_INBOX.x", Some(marked("1")), Speaker::Native);
     }
 
     #[test]

@@ -13,20 +13,24 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
-pub(super) use self::packet::{
-    Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
-    write_no_handler, write_request,
+#[cfg(feature = "kafka")]
+pub(super) use self::failure::{read as read_failure, write as write_failure};
+#[cfg(feature = "redis")]
+pub(super) use self::packet::is_answer;
+#[cfg(feature = "tcp")]
+pub(super) use self::packet::{RESPONSE, write_item_end};
+pub(super) use self::{
+    ids::CallIds,
+    packet::{
+        Answer, Incoming, Packet, read_answer, read_packet, text, write_event, write_item,
+        write_no_handler, write_request,
+    },
 };
 use super::Subscription;
 use crate::{
     envelope::{Envelope, Headers, header},
     pattern,
 };
-
-pub(super) use self::ids::CallIds;
-
-#[cfg(feature = "kafka")]
-pub(super) use self::failure::{read as read_failure, write as write_failure};
 
 /// What a NestJS service answers to a pattern that it does not handle.
 pub(super) const NO_HANDLER: &str =
@@ -58,17 +62,21 @@ impl Routes {
 
     /// The route a packet's own pattern leads to, if it is handled here.
     pub(super) fn of_packet(&self, packet: &Packet) -> Option<ByteString> {
+        if let Some(name) = packet.plain_name() {
+            return self.of_name(&name);
+        }
         let json = std::str::from_utf8(packet.pattern.as_deref()?).ok()?;
-        self.known(pattern::lookup_json(json)?)
+        self.known(&pattern::lookup_json(json)?)
     }
 
     /// The route that the name of a subject, channel or topic leads to, if it is handled here.
     pub(super) fn of_name(&self, name: &ByteString) -> Option<ByteString> {
-        self.known(pattern::lookup(name)?)
+        self.known(&pattern::lookup(name)?)
     }
 
-    fn known(&self, route: ByteString) -> Option<ByteString> {
-        self.routes.contains(&route).then_some(route)
+    /// The service's own copy, which keeps nothing of what was received alive.
+    fn known(&self, route: &ByteString) -> Option<ByteString> {
+        self.routes.get(route).cloned()
     }
 }
 
@@ -135,6 +143,7 @@ mod tests {
                 pattern: "e".into(),
                 needs: Guarantee::BestEffort,
             }],
+            temporary: false,
             max_in_flight: 1,
         })
     }

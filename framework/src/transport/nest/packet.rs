@@ -31,6 +31,29 @@ pub(in crate::transport) struct Packet {
     pub(in crate::transport) metadata: Headers,
 }
 
+impl Packet {
+    /// The pattern as text: a string's own, or the JSON of anything else.
+    pub(in crate::transport) fn name(&self) -> ByteString {
+        let Some(json) = &self.pattern else {
+            return ByteString::from_static("undefined");
+        };
+        self.plain_name()
+            .or_else(|| serde_json::from_slice::<String>(json).ok().map(Into::into))
+            .or_else(|| json.clone().try_into().ok())
+            .unwrap_or_default()
+    }
+
+    /// The pattern, if it is a string that needs no unescaping, without a copy.
+    pub(super) fn plain_name(&self) -> Option<ByteString> {
+        let json = self.pattern.as_ref()?;
+        let text = json.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        if text.contains(&b'\\') {
+            return None;
+        }
+        json.slice_ref(text).try_into().ok()
+    }
+}
+
 /// What a server received.
 #[derive(Debug)]
 pub(in crate::transport) enum Incoming {
@@ -77,6 +100,15 @@ pub(in crate::transport) struct Answer {
     pub(in crate::transport) item: Item,
 }
 
+/// Whether these bytes are a reply, and not merely JSON that a client would take for a value.
+pub(in crate::transport) fn is_answer(bytes: &Bytes) -> bool {
+    let text = lossy(bytes);
+    let members = members::<AnswerMembers<'_>>(text.as_ref());
+    members.is_ok_and(|members| {
+        members.is_some_and(|members| members.has_members && !members.is_foreign)
+    })
+}
+
 /// Reads a reply. JSON that is no packet counts as the one value of a reply.
 ///
 /// # Errors
@@ -115,31 +147,46 @@ pub(in crate::transport) fn read_answer(bytes: &Bytes) -> serde_json::Result<Ans
 /// Appends a packet of a reply to the request whose id has this JSON. An empty payload is JavaScript's
 /// `undefined`, which is not written.
 pub(in crate::transport) fn write_item(out: &mut Vec<u8>, id: Option<&[u8]>, item: &Item) {
-    let mut first = true;
-    let mut member = |out: &mut Vec<u8>, name: &str| {
-        out.push(if first { b'{' } else { b',' });
-        first = false;
-        out.extend_from_slice(name.as_bytes());
-    };
     match item {
         Item::Value(payload) | Item::Last(payload) if !payload.is_empty() => {
-            member(out, r#""response":"#);
+            out.extend_from_slice(RESPONSE);
             out.extend_from_slice(payload);
+            write_item_end(out, id, item);
         }
         Item::Fail(error) => {
-            member(out, r#""err":"#);
+            out.extend_from_slice(br#"{"err":"#);
             failure::write(out, error);
+            write_item_end(out, id, item);
         }
-        Item::Value(_) | Item::Last(_) | Item::End => {}
+        Item::Value(_) | Item::Last(_) | Item::End => write_members(out, b'{', id, item),
     }
+}
+
+/// What stands before the payload of a value…
+pub(in crate::transport) const RESPONSE: &[u8] = br#"{"response":"#;
+
+/// …and what stands behind it: for those who write it without a copy.
+pub(in crate::transport) fn write_item_end(out: &mut Vec<u8>, id: Option<&[u8]>, item: &Item) {
+    write_members(out, b',', id, item);
+}
+
+fn write_members(out: &mut Vec<u8>, mut before: u8, id: Option<&[u8]>, item: &Item) {
+    let mut member = |name: &[u8]| {
+        out.push(before);
+        before = b',';
+        out.extend_from_slice(name);
+    };
     if !matches!(item, Item::Value(_)) {
-        member(out, r#""isDisposed":true"#);
+        member(br#""isDisposed":true"#);
     }
     if let Some(id) = id {
-        member(out, r#""id":"#);
+        member(br#""id":"#);
         out.extend_from_slice(id);
     }
-    out.extend_from_slice(if first { b"{}" } else { b"}" });
+    if before == b'{' {
+        out.push(b'{');
+    }
+    out.push(b'}');
 }
 
 /// Appends the answer to a request that nobody here handles.
@@ -412,6 +459,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_has_a_name_however_it_is_written() {
+        let name = |pattern: &str| packet(&format!(r#"{{"data":1,{pattern}"id":1}}"#)).name();
+        assert_eq!(name(r#""pattern":"user.get","#), "user.get");
+        assert_eq!(name(r#""pattern":"\u0061\"ü","#), "a\"ü");
+        assert_eq!(name(r#""pattern":"\ud800","#), r#""\ud800""#);
+        assert_eq!(name(r#""pattern":{"a": 1},"#), r#"{"a": 1}"#);
+        assert_eq!(name(""), "undefined");
+    }
+
+    #[test]
     fn an_absent_id_is_not_a_null_one() {
         assert_eq!(packet(r#"{"data":1}"#).id, None);
         assert_eq!(packet(r#"{"data":1,"id":null}"#).id, Some("null".into()));
@@ -501,6 +558,27 @@ mod tests {
             answer(r#"{"response":1,"isDisposed":true}"#),
             (None, last("1"))
         );
+    }
+
+    #[test]
+    fn a_reply_is_told_from_what_is_taken_for_one() {
+        let is_answer = |json: &str| is_answer(&Bytes::copy_from_slice(json.as_bytes()));
+        for json in [
+            r#"{"id":"i"}"#,
+            r#"{"response":1,"isDisposed":true,"id":"i"}"#,
+        ] {
+            assert!(is_answer(json), "{json}");
+        }
+        for json in [
+            "",
+            "{}",
+            "5",
+            "[1]",
+            r#"{"id":"i","data":1}"#,
+            r#"{"id":"i""#,
+        ] {
+            assert!(!is_answer(json), "{json}");
+        }
     }
 
     #[test]

@@ -18,14 +18,50 @@ use super::{CONNECT, Options};
 use crate::transport::{Error, ErrorKind};
 
 /// What arrives on a connection without having been asked for.
-pub(super) enum Push<'a> {
+pub(super) enum Push {
     /// A message of a channel.
-    Message(&'a [u8]),
+    Message(Message),
     /// The connection is lost.
     Lost,
 }
 
-type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
+/// What somebody published.
+pub(super) struct Message {
+    /// The glob it came by, unless it came by its channel's own name.
+    pub(super) glob: Option<Vec<u8>>,
+    pub(super) channel: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Message {
+    fn of_channel(data: Vec<Value>) -> Option<Self> {
+        let [channel, payload] = data.try_into().ok()?;
+        Some(Self {
+            glob: None,
+            channel: bytes(channel)?,
+            payload: bytes(payload)?,
+        })
+    }
+
+    fn of_glob(data: Vec<Value>) -> Option<Self> {
+        let [glob, channel, payload] = data.try_into().ok()?;
+        Some(Self {
+            glob: Some(bytes(glob)?),
+            channel: bytes(channel)?,
+            payload: bytes(payload)?,
+        })
+    }
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// Called by the task that reads the connection, which waits for it.
+type OnPush = Arc<dyn Fn(Push) + Send + Sync>;
 
 /// One connection, owned by one task.
 pub(super) struct Link {
@@ -34,6 +70,7 @@ pub(super) struct Link {
     answer: Duration,
     clock: Arc<Clock>,
     channels: Vec<String>,
+    globs: Vec<String>,
     on_push: Option<OnPush>,
     connection: Option<MultiplexedConnection>,
     lost: Arc<AtomicBool>,
@@ -48,6 +85,7 @@ impl Link {
             answer,
             clock,
             channels: Vec::new(),
+            globs: Vec::new(),
             on_push: None,
             connection: None,
             lost: Arc::default(),
@@ -60,10 +98,16 @@ impl Link {
     pub(super) fn listening(
         mut self,
         channels: Vec<String>,
-        on_push: impl Fn(Push<'_>) + Send + Sync + 'static,
+        on_push: impl Fn(Push) + Send + Sync + 'static,
     ) -> Self {
         self.channels = channels;
         self.on_push = Some(Arc::new(on_push));
+        self
+    }
+
+    /// The same for all channels that `globs` match.
+    pub(super) fn matching(mut self, globs: Vec<String>) -> Self {
+        self.globs = globs;
         self
     }
 
@@ -95,32 +139,33 @@ impl Link {
 
     /// Makes sure that there is a connection, with one attempt.
     pub(super) async fn connect(&mut self) -> RedisResult<()> {
-        if self.connection.is_some() && !self.lost.load(Ordering::Acquire) {
+        if self.is_up() {
             return Ok(());
         }
         self.connection = None;
         self.establish().await
     }
 
+    /// Whether there is a connection, as far as anybody knows.
+    pub(super) fn is_up(&self) -> bool {
+        self.connection.is_some() && !self.lost.load(Ordering::Acquire)
+    }
+
     async fn establish(&mut self) -> RedisResult<()> {
         let lost = Arc::new(AtomicBool::new(false));
         let (flag, on_push) = (Arc::clone(&lost), self.on_push.clone());
         let receive = move |push: PushInfo| {
-            match push.kind {
+            let push = match push.kind {
                 PushKind::Disconnection => {
                     flag.store(true, Ordering::Release);
-                    if let Some(on_push) = &on_push {
-                        on_push(Push::Lost);
-                    }
+                    Some(Push::Lost)
                 }
-                PushKind::Message => {
-                    if let (Some(on_push), Some(Value::BulkString(payload))) =
-                        (&on_push, push.data.get(1))
-                    {
-                        on_push(Push::Message(payload));
-                    }
-                }
-                _ => {}
+                PushKind::Message => Message::of_channel(push.data).map(Push::Message),
+                PushKind::PMessage => Message::of_glob(push.data).map(Push::Message),
+                _ => None,
+            };
+            if let (Some(on_push), Some(push)) = (&on_push, push) {
+                on_push(push);
             }
             Ok::<_, redis::aio::SendError>(())
         };
@@ -142,6 +187,9 @@ impl Link {
         self.clock.set(time, asked);
         if !self.channels.is_empty() {
             connection.subscribe(&self.channels).await?;
+        }
+        if !self.globs.is_empty() {
+            connection.psubscribe(&self.globs).await?;
         }
         self.connection = Some(connection);
         self.lost = lost;
@@ -173,6 +221,11 @@ impl Link {
             return Ok(Vec::new());
         }
         self.connect().await?;
+        self.run_all_here(pipeline).await
+    }
+
+    /// The same, but not on another connection than the present one.
+    pub(super) async fn run_all_here(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
         let Some(connection) = &mut self.connection else {
             return Err(closed());
         };
@@ -180,6 +233,38 @@ impl Link {
             .send_packed_commands(pipeline, 0, pipeline.len())
             .await;
         self.check(result)
+    }
+
+    /// Subscribes to more channels, until the connection is lost.
+    pub(super) async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
+        let Some(connection) = &mut self.connection else {
+            return Err(closed());
+        };
+        let result = connection.subscribe(channels).await;
+        self.check(result)
+    }
+
+    /// Ends subscriptions to some channels.
+    pub(super) async fn unsubscribe(&mut self, channels: &[String]) -> RedisResult<()> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        let result = connection.unsubscribe(channels).await;
+        self.check(result)
+    }
+
+    /// Ends all subscriptions, for good. Everything that Redis sent before has arrived by then.
+    pub(super) async fn stop_listening(&mut self) -> RedisResult<()> {
+        let channels = std::mem::take(&mut self.channels);
+        let globs = std::mem::take(&mut self.globs);
+        if !channels.is_empty() {
+            self.unsubscribe(&channels).await?;
+        }
+        if let (Some(connection), false) = (&mut self.connection, globs.is_empty()) {
+            let result = connection.punsubscribe(&globs).await;
+            self.check(result)?;
+        }
+        Ok(())
     }
 
     fn check<T>(&mut self, result: RedisResult<T>) -> RedisResult<T> {

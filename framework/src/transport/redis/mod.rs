@@ -1,10 +1,12 @@
-//! Redis: Streams with a consumer group per service, replies through a list per client.
+//! Redis: Streams with a consumer group per service, replies through a list per client; and beside
+//! them the Pub/Sub channels of NestJS.
 //!
-//! The wire is written down in `docs/wire/redis.md`.
+//! Both wires are written down in `docs/wire/redis.md`.
 
 mod client;
 mod link;
 mod lot;
+mod pubsub;
 mod reader;
 mod responder;
 mod sender;
@@ -19,30 +21,73 @@ use redis::{
     io::tcp::TcpSettings,
 };
 
-use self::{client::RedisClient, server::RedisServer};
+use self::{client::RedisClient, pubsub::PubSubClient, server::RedisServer};
 use super::{
     Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport,
 };
 use crate::contract::Guarantee;
 
+/// Streams, and what NestJS publishes: servers hear both, and clients choose.
 pub(super) const SCHEME: Scheme = Scheme {
     name: "redis",
     options: &["claim_idle", "max_payload", "prefix", "wire"],
     server: |address| {
         Box::pin(async move {
-            let server: Arc<dyn ServerTransport> =
-                Arc::new(RedisServer::new(Options::new(&address)?));
-            Ok(server)
+            let hears = match address.option("wire") {
+                None => Hears::Both,
+                Some("native") => Hears::Streams,
+                Some(other) => return Err(no_wire(&address, other, SERVER_WIRES)),
+            };
+            open_server(&address, hears)
         })
     },
     client: |address, identity| {
         Box::pin(async move {
             let options = Options::new(&address)?;
-            let client: Arc<dyn ClientTransport> = RedisClient::open(options, &identity).await?;
+            let client: Arc<dyn ClientTransport> = match address.option("wire") {
+                None | Some("native") => RedisClient::open(options, &identity).await?,
+                Some("nest") => PubSubClient::open(options).await?,
+                Some(other) => return Err(no_wire(&address, other, CLIENT_WIRES)),
+            };
             Ok(client)
         })
     },
 };
+
+/// The channels of NestJS only.
+pub(super) const SCHEME_PUBSUB: Scheme = Scheme {
+    name: "redis+pubsub",
+    options: &["max_payload"],
+    server: |address| Box::pin(async move { open_server(&address, Hears::Channels) }),
+    client: |address, _| {
+        Box::pin(async move {
+            let client: Arc<dyn ClientTransport> =
+                PubSubClient::open(Options::new(&address)?).await?;
+            Ok(client)
+        })
+    },
+};
+
+const SERVER_WIRES: &str =
+    "a server answers the native wire and that of NestJS, or with wire=native the former only";
+const CLIENT_WIRES: &str = "the wire of a client is native or nest";
+
+fn open_server(address: &Address, hears: Hears) -> Result<Arc<dyn ServerTransport>, Error> {
+    Ok(Arc::new(RedisServer::new(Options::new(address)?, hears)))
+}
+
+fn no_wire(address: &Address, wire: &str, known: &str) -> Error {
+    let message = format!("{address}: wire cannot be {wire:?}: {known}");
+    Error::new(ErrorKind::Config, message)
+}
+
+/// What a server listens to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hears {
+    Streams,
+    Channels,
+    Both,
+}
 
 /// How long the first connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -55,6 +100,8 @@ const MOST_BYTES: usize = 16 << 20;
 /// What the URL says.
 #[derive(Clone)]
 struct Options {
+    /// The scheme.
+    name: &'static str,
     info: ConnectionInfo,
     /// The URL without its password.
     shown: String,
@@ -99,14 +146,14 @@ impl Options {
             .map_err(|error| config("cannot be used").with_source(error))?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
             .set_redis_settings(settings);
-        if address.option("wire").is_some_and(|wire| wire != "native") {
-            return Err(config("the wire of redis:// is native"));
-        }
         let claim_idle = address.parsed_option("claim_idle")?.unwrap_or(5000);
         if claim_idle < 100 {
             return Err(config("claim_idle is at least 100 milliseconds"));
         }
+        let schemes = [SCHEME.name, SCHEME_PUBSUB.name];
+        let name = schemes.into_iter().find(|name| *name == address.scheme());
         Ok(Arc::new(Self {
+            name: name.unwrap_or(SCHEME.name),
             info,
             shown: address.to_string(),
             prefix: address.option("prefix").unwrap_or("nestling").to_owned(),
@@ -150,6 +197,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::ClientIdentity;
 
     fn options(url: &str) -> Result<Arc<Options>, Error> {
         Options::new(&url.parse()?)
@@ -176,14 +224,30 @@ mod tests {
         assert_eq!(options.message_stream("user.get"), "test:message:user.get");
     }
 
+    #[tokio::test]
+    async fn a_wire_that_is_not_there_is_refused_by_name() {
+        let check = async |url: &str, server: bool, says: &str| {
+            let address: Address = url.parse().unwrap();
+            let identity = ClientIdentity {
+                service: "s".to_owned(),
+                instance: "i".to_owned(),
+            };
+            let error = match server {
+                true => (SCHEME.server)(address).await.err(),
+                false => (SCHEME.client)(address, identity).await.err(),
+            };
+            let error = error.unwrap();
+            assert_eq!(error.kind(), ErrorKind::Config, "{url}");
+            assert!(error.to_string().contains(says), "{error}");
+        };
+        check("redis://a?wire=nest", true, "wire=native").await;
+        check("redis://a?wire=morse", true, "wire=native").await;
+        check("redis://a?wire=morse", false, "native or nest").await;
+    }
+
     #[test]
     fn a_url_that_makes_no_sense_is_refused() {
-        for url in [
-            "redis://a,b",
-            "redis://a/x",
-            "redis://a?wire=nest",
-            "redis://a?claim_idle=1",
-        ] {
+        for url in ["redis://a,b", "redis://a/x", "redis://a?claim_idle=1"] {
             assert_eq!(
                 options(url).err().unwrap().kind(),
                 ErrorKind::Config,

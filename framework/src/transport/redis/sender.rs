@@ -252,7 +252,7 @@ impl Op {
     }
 }
 
-fn refused(error: RedisError) -> Error {
+pub(super) fn refused(error: RedisError) -> Error {
     let kind = match error.code() {
         Some("OOM") => ErrorKind::Full,
         Some("LOADING" | "READONLY" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {

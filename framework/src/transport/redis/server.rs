@@ -17,9 +17,10 @@ use futures_util::{stream, task::AtomicWaker};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    ANSWER, MOST_BYTES, Options,
+    ANSWER, Hears, MOST_BYTES, Options,
     link::{Clock, Link, Push},
     lot::{Held, Lot, Lots},
+    pubsub::{self, PubSubSource},
     reader::{Got, Reader},
     responder::{Acknowledgement, Answer},
     wire::{CallKey, Control, Head},
@@ -41,25 +42,47 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 
 pub(super) struct RedisServer {
     options: Arc<Options>,
+    hears: Hears,
 }
 
 impl RedisServer {
-    pub(super) fn new(options: Arc<Options>) -> Self {
-        Self { options }
+    pub(super) fn new(options: Arc<Options>, hears: Hears) -> Self {
+        Self { options, hears }
     }
 }
 
 #[async_trait]
 impl ServerTransport for RedisServer {
     fn name(&self) -> &'static str {
-        "redis"
+        self.options.name
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.options.capabilities()
+        match self.hears {
+            Hears::Channels => pubsub::capabilities(&self.options),
+            Hears::Streams | Hears::Both => self.options.capabilities(),
+        }
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        if self.hears != Hears::Channels {
+            self.read_streams(&subscription, &mut sources).await?;
+        }
+        if self.hears != Hears::Streams {
+            let source = PubSubSource::open(&self.options, &subscription).await?;
+            sources.extend(source.map(|source| Box::new(source) as Box<dyn Source>));
+        }
+        Ok(Box::pin(stream::iter(sources)))
+    }
+}
+
+impl RedisServer {
+    async fn read_streams(
+        &self,
+        subscription: &Subscription,
+        sources: &mut Vec<Box<dyn Source>>,
+    ) -> Result<(), Error> {
         let options = &self.options;
         let message = |idempotent| {
             let wanted = subscription
@@ -83,14 +106,13 @@ impl ServerTransport for RedisServer {
         let kept: Vec<_> = message(true).chain(events).collect();
         let at_most_once: Vec<_> = message(false).collect();
 
-        let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for (streams, redelivers) in [(kept, true), (at_most_once, false)] {
             if !streams.is_empty() {
-                let shared = Shared::new(options, &subscription, streams, redelivers);
+                let shared = Shared::new(options, subscription, streams, redelivers);
                 sources.push(Box::new(RedisSource::open(shared).await?));
             }
         }
-        Ok(Box::pin(stream::iter(sources)))
+        Ok(())
     }
 }
 
@@ -108,6 +130,8 @@ pub(super) struct Shared {
     pub(super) service: String,
     /// The consumer.
     pub(super) instance: String,
+    /// Whether the groups go when this process does.
+    pub(super) temporary: bool,
     pub(super) streams: Vec<StreamOf>,
     /// How many entries are taken at once.
     most: usize,
@@ -135,6 +159,7 @@ impl Shared {
             options: Arc::clone(options),
             service: subscription.service.clone(),
             instance: subscription.instance.clone(),
+            temporary: subscription.temporary,
             streams,
             most: subscription.max_in_flight,
             redelivers,
@@ -181,11 +206,11 @@ impl Shared {
         std::mem::replace(&mut *ops, rest)
     }
 
-    fn hear(&self, push: &Push<'_>) {
+    fn hear(&self, push: &Push) {
         match push {
             // The next tick connects again.
             Push::Lost => {}
-            Push::Message(payload) => match Control::decode(payload) {
+            Push::Message(message) => match Control::decode(&message.payload) {
                 Some(Control { key, values: 0 }) => self.calls.cancel(&key),
                 Some(Control { key, values }) => self.calls.credit(&key, values),
                 None => tracing::debug!("a control message that is not native is ignored"),
@@ -195,7 +220,7 @@ impl Shared {
 }
 
 /// Either the thing itself, at rest, or what it is doing.
-enum Work<T, O> {
+pub(super) enum Work<T, O> {
     Idle(Option<Box<T>>),
     Busy(BoxFuture<'static, (Box<T>, O)>),
 }

@@ -197,7 +197,7 @@ impl Writer {
     }
 
     /// After the last write: gives back what still waits, and takes our name off groups in which
-    /// nothing is pending under it.
+    /// nothing is pending under it. The groups of a temporary service go altogether.
     pub(super) async fn leave(&mut self) {
         let mut batch = Batch::new(&self.shared);
         let longest = self.shared.options.claim_idle;
@@ -217,8 +217,18 @@ impl Writer {
             streams,
             service,
             instance,
+            temporary,
             ..
         } = &*self.shared;
+        if *temporary {
+            let mut destroy = redis::pipe();
+            for stream in streams {
+                let group = destroy.cmd("XGROUP").arg("DESTROY");
+                group.arg(&stream.key).arg(service);
+            }
+            self.link.run_all(&destroy).await?;
+            return self.trim().await;
+        }
         let mut look = redis::pipe();
         for stream in streams {
             let pending = look.cmd("XPENDING").arg(&stream.key).arg(service);

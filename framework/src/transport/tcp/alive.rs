@@ -35,8 +35,10 @@ pub(super) struct Alive {
 pub(super) struct Now {
     /// Somebody waits for the other end.
     pub(super) busy: bool,
-    /// The preface has arrived: pings make sense.
+    /// The other end has said what it has to say at the start.
     pub(super) open: bool,
+    /// It would answer a ping.
+    pub(super) pings: bool,
     /// Bytes of a frame, or of a preface, that is not complete.
     pub(super) partial: usize,
     /// Bytes that wait to be written.
@@ -104,7 +106,7 @@ impl Alive {
             }
             _ => self.stalled = Some((now, state.unwritten)),
         }
-        if !state.open {
+        if !state.pings {
             return Sign::Quiet;
         }
         if let Some(pinged) = self.pinged {
@@ -131,6 +133,7 @@ mod tests {
     const IDLE: Now = Now {
         busy: false,
         open: true,
+        pings: true,
         partial: 0,
         unwritten: 0,
     };
@@ -164,11 +167,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_silent_peer_that_knows_no_pings_is_left_alone() {
+        let foreign = Now {
+            busy: true,
+            pings: false,
+            ..IDLE
+        };
+        assert_eq!(silence(&foreign), []);
+        let dead = Sign::Dead("the rest of a frame does not arrive");
+        let begun = Now {
+            partial: 1,
+            ..foreign
+        };
+        assert_eq!(silence(&begun), [(30, dead)]);
+    }
+
+    #[tokio::test]
     async fn a_frame_that_does_not_end_is_given_up() {
         let dead = Sign::Dead("the rest of a frame does not arrive");
         assert_eq!(
             silence(&Now {
                 open: false,
+                pings: false,
                 ..IDLE
             }),
             [(30, dead)]

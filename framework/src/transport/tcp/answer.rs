@@ -6,8 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use bytestring::ByteString;
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Outgoing};
 use crate::{
     envelope::{Envelope, header},
     error::RpcError,
@@ -17,14 +18,49 @@ use crate::{
 /// What an envelope is counted for beside its payload.
 const ENVELOPE: usize = 256;
 
+/// Whoever waits for the reply to a message.
+pub(super) struct Caller {
+    call: Call<u64>,
+    /// What the call is called there, in JSON, if the caller speaks NestJS's wire.
+    id: Option<Bytes>,
+}
+
+impl Caller {
+    pub(super) fn new(call: Call<u64>, id: Option<Bytes>) -> Self {
+        Self { call, id }
+    }
+
+    /// Writes an item for it.
+    pub(super) fn reply(&self, out: &mut Outgoing, item: &Item) {
+        reply(out, *self.call.key(), self.id.as_ref(), item);
+    }
+}
+
+fn reply(out: &mut Outgoing, call: u64, id: Option<&Bytes>, item: &Item) {
+    match id {
+        None => out.reply(call, item),
+        Some(id) => out.nest_reply(id, item),
+    }
+}
+
 /// An envelope that waits for room among the deliveries.
 pub(super) struct Arrived {
-    pub(super) envelope: Envelope,
-    /// The call it opens, unless it is an event.
-    pub(super) call: Option<Call<u64>>,
+    envelope: Envelope,
+    /// The registered pattern, if that is not the envelope's own.
+    pub(super) subscription: Option<ByteString>,
+    /// Nobody waits for an event.
+    pub(super) caller: Option<Caller>,
 }
 
 impl Arrived {
+    pub(super) fn new(envelope: Envelope, caller: Option<Caller>) -> Self {
+        Self {
+            envelope,
+            subscription: None,
+            caller,
+        }
+    }
+
     /// What it is counted for among what is read ahead.
     pub(super) fn size(&self) -> usize {
         let headers = self.envelope.headers.iter();
@@ -34,16 +70,21 @@ impl Arrived {
 
     /// Whether nobody waits for it any more.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.call.as_ref().is_some_and(Call::is_cancelled)
+        let caller = self.caller.as_ref();
+        caller.is_some_and(|caller| caller.call.is_cancelled())
     }
 
     pub(super) fn into_delivery(self, outbox: &Arc<Outbox>, max_reply: usize) -> Delivery {
-        let Self { envelope, call } = self;
-        match call {
-            Some(call) => {
+        let Self {
+            envelope,
+            subscription,
+            caller,
+        } = self;
+        let mut delivery = match caller {
+            Some(caller) => {
                 let outbox = Arc::clone(outbox);
                 let answer = Answer {
-                    call,
+                    caller,
                     outbox,
                     max_reply,
                     ended: false,
@@ -56,7 +97,9 @@ impl Arrived {
                 delivery.lane = lane;
                 delivery
             }
-        }
+        };
+        delivery.subscription = subscription;
+        delivery
     }
 }
 
@@ -80,7 +123,7 @@ impl Deliveries<'_> {
 
 /// The responder of a message.
 struct Answer {
-    call: Call<u64>,
+    caller: Caller,
     outbox: Arc<Outbox>,
     max_reply: usize,
     /// A value was too large, which has ended the call.
@@ -111,20 +154,26 @@ impl Responder for Answer {
             return Poll::Ready(Err(Gone));
         }
         ready!(self.outbox.poll_room(cx));
-        self.call.poll_credit(cx)
+        let Caller { call, id } = &self.caller;
+        match id {
+            None => call.poll_credit(cx),
+            // NestJS gives no credit: the room is all that holds a stream up.
+            Some(_) if call.is_cancelled() => Poll::Ready(Err(Gone)),
+            Some(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn value(&mut self, payload: Bytes) {
-        if self.ended || self.call.is_cancelled() {
+        if self.ended || self.caller.call.is_cancelled() {
             return;
         }
         let item = self.limited(Item::Value(payload));
         self.ended = matches!(item, Item::Fail(_));
-        self.outbox.push(|out| out.reply(*self.call.key(), &item));
+        self.outbox.push(|out| self.caller.reply(out, &item));
     }
 
     fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        self.call.poll_cancelled(cx)
+        self.caller.call.poll_cancelled(cx)
     }
 
     fn settle(self: Box<Self>, outcome: Outcome) {
@@ -139,19 +188,19 @@ impl Responder for Answer {
         };
         let item = self.limited(item);
         let Self {
-            call,
+            caller: Caller { call, id },
             outbox,
             ended,
             ..
         } = *self;
-        let id = *call.key();
+        let key = *call.key();
         let nobody_waits = ended || call.is_cancelled();
         // A connection that drains ends with its last call, so that has to be gone when it looks.
         drop(call);
         if nobody_waits {
             outbox.wake();
         } else {
-            outbox.push(|out| out.reply(id, &item));
+            outbox.push(|out| reply(out, key, id.as_ref(), &item));
         }
     }
 }

@@ -22,12 +22,13 @@ use super::{
     NAME, Settings, frame,
     link::{self, Link},
     outbox::{Outgoing, Refused},
+    packet,
 };
 use crate::{
     envelope::Envelope,
     handler::BoxFuture,
     transport::{
-        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, pending::lock,
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire, pending::lock,
     },
 };
 
@@ -55,7 +56,7 @@ impl TcpClient {
         let peers = settings
             .hosts
             .iter()
-            .map(|host| Peer::new(host, settings.max_frame))
+            .map(|host| Peer::new(host, &settings))
             .collect();
         Self {
             settings,
@@ -69,14 +70,18 @@ impl TcpClient {
         if length > self.settings.max_payload() {
             return Err(Error::too_large(length, self.settings.max_payload()));
         }
-        frame::check(envelope).map_err(|what| Error::new(ErrorKind::TooLarge, what))
+        let checked = match self.wire() {
+            Wire::Native => frame::check(envelope),
+            Wire::Nest | Wire::NestText => packet::check(envelope),
+        };
+        checked.map_err(|what| Error::new(ErrorKind::TooLarge, what))
     }
 
     /// Writes an envelope to whatever connection is best.
     async fn send<T>(
         &self,
         envelope: &Envelope,
-        write: impl Fn(&Link, &mut Outgoing, Instant) -> T,
+        write: impl Fn(&Link, &mut Outgoing) -> T,
     ) -> Result<T, Error> {
         self.check(envelope)?;
         let deadline = envelope.deadline;
@@ -89,8 +94,7 @@ impl TcpClient {
                 return Err(Error::too_large(length, link.max_payload()));
             }
             let mut push = pin!(poll_fn(|cx| {
-                link.outbox()
-                    .poll_push(cx, |out| write(link, out, Instant::now()))
+                link.outbox().poll_push(cx, |out| write(link, out))
             }));
             // Mostly there is room, and no timer is needed.
             let pushed = match push.as_mut().now_or_never() {
@@ -124,11 +128,15 @@ impl TcpClient {
             return Ok(connection);
         }
         let mut failure = None;
+        let mut tried = Vec::new();
         for _ in 0..self.peers.len() {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Closed, "the client was closed"));
             }
-            let Some(peer) = self.choose() else { break };
+            let Some(position) = self.choose(&tried) else {
+                break;
+            };
+            let peer = &self.peers[position];
             if let Some(connection) = peer.connected() {
                 return Ok(connection);
             }
@@ -142,6 +150,7 @@ impl TcpClient {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }
+            tried.push(position);
         }
         let known = || {
             self.peers
@@ -154,24 +163,27 @@ impl TcpClient {
         ))
     }
 
-    /// The one of two peers, taken at random, with fewer calls in flight; peers that could not be
-    /// reached a moment ago are passed over.
-    fn choose(&self) -> Option<&Arc<Peer>> {
+    /// The one of two peers, taken at random, with fewer calls in flight; peers that were tried
+    /// already, or could not be reached a moment ago, are passed over.
+    fn choose(&self, tried: &[usize]) -> Option<usize> {
         let now = Instant::now();
         let count = self.peers.len();
+        let load = |position: usize| {
+            let load = self.peers[position].load(now)?;
+            (!tried.contains(&position)).then_some((load, position))
+        };
         if count == 1 {
-            return self.peers.first().filter(|peer| peer.load(now).is_some());
+            return load(0).map(|(_, position)| position);
         }
         let one = fastrand::usize(..count);
         let other = (one + fastrand::usize(1..count)) % count;
-        let load = |position: usize| self.peers[position].load(now).map(|load| (load, position));
         let best = match (load(one), load(other)) {
             // Equal ones take turns by chance, as `one` was taken.
             (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
             (one, other) => one.or(other),
         };
         let any = || (0..count).find_map(|step| load((one + step) % count));
-        best.or_else(any).map(|(_, position)| &self.peers[position])
+        best.or_else(any).map(|(_, position)| position)
     }
 }
 
@@ -192,17 +204,21 @@ impl ClientTransport for TcpClient {
         self.settings.capabilities()
     }
 
+    fn wire(&self) -> Wire {
+        self.settings.wire.unwrap_or(Wire::Native)
+    }
+
     async fn request(&self, envelope: Envelope, expect: Expect) -> Result<Replies, Error> {
-        let request = |link: &Link, out: &mut Outgoing, now| {
+        let request = |link: &Link, out: &mut Outgoing| {
             let (call, replies) = link.pending().register(expect);
-            out.request(call, expect, &envelope, now);
+            link.request(out, call, expect, &envelope);
             replies
         };
         self.send(&envelope, request).await
     }
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
-        let event = |_: &Link, out: &mut Outgoing, now| out.event(&envelope, now);
+        let event = |link: &Link, out: &mut Outgoing| link.event(out, &envelope);
         self.send(&envelope, event).await
     }
 
@@ -248,6 +264,7 @@ impl From<Failure> for Error {
 struct Peer {
     host: String,
     max_frame: usize,
+    wire: Wire,
     /// Calls that wait for a connection.
     waiting: AtomicUsize,
     state: Mutex<State>,
@@ -283,10 +300,11 @@ struct State {
 }
 
 impl Peer {
-    fn new(host: &str, max_frame: usize) -> Arc<Self> {
+    fn new(host: &str, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             host: host.to_owned(),
-            max_frame,
+            max_frame: settings.max_frame,
+            wire: settings.wire.unwrap_or(Wire::Native),
             waiting: AtomicUsize::new(0),
             state: Mutex::default(),
         })
@@ -334,7 +352,7 @@ impl Peer {
     }
 
     async fn attempt(&self) -> Result<Arc<Connection>, Failure> {
-        let opening = link::open(&self.host, self.max_frame);
+        let opening = link::open(&self.host, self.max_frame, self.wire);
         let error = match timeout(CONNECT, opening).await {
             Ok(Ok((link, driver))) => {
                 let task = Task::spawn(driver);

@@ -5,70 +5,38 @@ use std::{
     fmt, io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{self, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncWrite,
-    net::TcpStream,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::{io::AsyncWrite, net::TcpStream, time::Instant};
 
 use super::{
-    Settings,
     alive::{Alive, Now, Sign},
-    answer::{Arrived, Deliveries},
+    answer::{Arrived, Caller, Deliveries},
+    closing::{Closing, Draining, Parting},
     frame::{self, Frame, Violation},
     input::Input,
     outbox::{Outbox, Outgoing},
+    packet::{self, Letter, Received},
+    shared::Shared,
 };
 use crate::{
     error::RpcError,
     transport::{Calls, Delivery, Item, Source},
 };
 
-/// How much may be read ahead of the handlers, so that control frames behind it are seen.
-const AHEAD: usize = 1024;
-const LEAST_AHEAD: usize = 64;
+/// How much may be read ahead of the handlers.
 const AHEAD_BYTES: usize = 1024 * 1024;
-/// How long a client has for saying that it sends no more, when we drain.
-const GRACE: Duration = Duration::from_secs(1);
-/// How long the last replies may take to be written…
-const LAST_WRITES: Duration = Duration::from_secs(5);
-/// …and how long the client then has for closing its side.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// What the connections of a listener share.
-pub(super) struct Shared {
-    max_frame: usize,
-    max_payload: usize,
-    /// How many envelopes may wait.
-    ahead: usize,
-    foreigner_seen: AtomicBool,
-}
-
-impl Shared {
-    pub(super) fn new(settings: &Settings, max_in_flight: usize) -> Self {
-        Self {
-            max_frame: settings.max_frame,
-            max_payload: settings.max_payload(),
-            ahead: max_in_flight.clamp(LEAST_AHEAD, AHEAD),
-            foreigner_seen: AtomicBool::new(false),
-        }
-    }
-}
 
 /// What the other end speaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Wire {
     /// It has not said.
     Unknown,
     Native,
+    Nest,
 }
 
 /// One connection. Its task, the only one to touch the socket, owns both directions.
@@ -81,6 +49,8 @@ pub(super) struct Connection {
     writing: Outgoing,
     outbox: Arc<Outbox>,
     calls: Calls<u64>,
+    /// How many calls there were on a wire that does not number them.
+    called: u64,
     /// The largest payload of a reply.
     max_reply: usize,
     ahead: VecDeque<Arrived>,
@@ -90,23 +60,15 @@ pub(super) struct Connection {
     /// Requests that find no room ahead are refused, instead of waiting where a cancel or credit
     /// frame behind them cannot be seen.
     shedding: bool,
+    /// There is no room for replies.
+    full: bool,
     alive: Alive,
     /// Writing waits for the next poll, so that handlers that finish together are written together.
     deferred: bool,
+    parting: Option<Parting>,
     draining: Option<Draining>,
     closing: Option<Closing>,
     shared: Arc<Shared>,
-}
-
-struct Draining {
-    /// The client sends no more.
-    agreed: bool,
-    grace: Pin<Box<Sleep>>,
-}
-
-enum Closing {
-    Writing(Pin<Box<Sleep>>),
-    Lingering(Pin<Box<Sleep>>),
 }
 
 impl Connection {
@@ -122,13 +84,16 @@ impl Connection {
             writing: Outgoing::default(),
             outbox: Arc::default(),
             calls: Calls::new(),
+            called: 0,
             max_reply: shared.max_payload,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             moved: false,
             shedding: false,
+            full: false,
             alive: Alive::new(),
             deferred: false,
+            parting: None,
             draining: None,
             closing: None,
             shared,
@@ -172,8 +137,16 @@ impl Connection {
         self.ahead.len() < self.shared.ahead && self.ahead_bytes < AHEAD_BYTES
     }
 
-    fn may_read_ahead(&self) -> bool {
-        self.has_room_ahead() || (self.shedding && !self.outbox.is_full())
+    /// Whether replies leave it room; where nothing but requests and events can arrive, reading on
+    /// has no use.
+    fn may_read_on(&self) -> bool {
+        !(self.full && self.wire == Wire::Nest)
+    }
+
+    fn may_read(&self, deliveries: &Deliveries<'_>) -> bool {
+        let ahead = || self.has_room_ahead() || (self.shedding && !self.outbox.is_full());
+        let has_room = deliveries.have_room() || (deliveries.room == 0 && ahead());
+        has_room && self.may_read_on()
     }
 
     /// Hands out what was read ahead.
@@ -198,15 +171,10 @@ impl Connection {
         now: Instant,
         deliveries: &mut Deliveries<'_>,
     ) {
-        while deliveries.have_room() || (deliveries.room == 0 && self.may_read_ahead()) {
-            match self.take(now) {
-                Ok(Some(frame)) => {
-                    self.alive.whole();
-                    if let Err(violation) = self.accept(frame, deliveries) {
-                        return self.give_up(&violation);
-                    }
-                }
-                Ok(None) => match self.fill(cx, now) {
+        while self.may_read(deliveries) {
+            match self.take(now, deliveries) {
+                Ok(true) => self.alive.whole(),
+                Ok(false) => match self.fill(cx, now) {
                     Poll::Ready(true) => {}
                     Poll::Ready(false) | Poll::Pending => return,
                 },
@@ -217,10 +185,14 @@ impl Connection {
 
     /// Reads once; false when there is nothing more to read, ever.
     fn fill(&mut self, cx: &mut task::Context<'_>, now: Instant) -> Poll<bool> {
-        let Some(socket) = &mut self.socket else {
+        let Some(socket) = self.socket.as_mut().filter(|_| self.parting.is_none()) else {
             return Poll::Ready(false);
         };
         match ready!(self.input.poll_fill(cx, socket)) {
+            Ok(0) if self.wire == Wire::Nest => {
+                self.parting = Some(Parting::new());
+                Poll::Ready(false)
+            }
             Ok(0) => {
                 self.hang_up();
                 Poll::Ready(false)
@@ -236,48 +208,47 @@ impl Connection {
         }
     }
 
-    /// The next frame, once it is settled what the other end speaks.
-    fn take(&mut self, now: Instant) -> Result<Option<Frame>, Violation> {
+    /// Takes what has arrived entirely, one frame, and does what it says; false when there is none.
+    fn take(&mut self, now: Instant, deliveries: &mut Deliveries<'_>) -> Result<bool, Violation> {
         match self.wire {
-            Wire::Native => self.input.frame(now),
-            Wire::Unknown => match self.input.first() {
-                None => Ok(None),
-                Some(first) if first == frame::MAGIC[0] => self.greet(now),
-                Some(_) => {
-                    self.refuse_foreigner();
-                    Ok(None)
-                }
+            Wire::Unknown => return self.greet(),
+            Wire::Native => match self.input.frame(now)? {
+                Some(frame) => self.accept(frame, deliveries)?,
+                None => return Ok(false),
+            },
+            Wire::Nest => match self.input.body()? {
+                Some(body) => self.accept_packet(&body, now, deliveries)?,
+                None => return Ok(false),
             },
         }
+        Ok(true)
     }
 
-    /// The other end does not speak the native wire: here NestJS is told from noise.
-    fn refuse_foreigner(&mut self) {
-        let peer = self.peer;
-        if self.shared.foreigner_seen.swap(true, Ordering::Relaxed) {
-            tracing::debug!(%peer, "closing TCP connection: it does not speak the native wire");
-        } else {
-            tracing::warn!(%peer, "closing TCP connection: it does not speak the native wire, the only one here");
+    /// Finds out what the other end speaks; true when that is settled.
+    fn greet(&mut self) -> Result<bool, Violation> {
+        match self.input.first() {
+            None => return Ok(false),
+            Some(first) if first == frame::MAGIC[0] => {
+                let Some(preface) = self.input.preface() else {
+                    return Ok(false);
+                };
+                let (_, max_frame) = frame::read_preface(&preface)?;
+                let max_payload = self.shared.max_payload;
+                self.max_reply = max_payload.min(max_frame - frame::REPLY_OVERHEAD);
+                self.wire = Wire::Native;
+                let preface = frame::preface(self.shared.max_frame);
+                self.outbox
+                    .push(|out| out.append(&Bytes::new(), |tail| tail.extend(preface)));
+            }
+            Some(_) if self.shared.routes.is_some() => self.wire = Wire::Nest,
+            Some(_) => {
+                self.shared.refuse_foreigner(self.peer);
+                self.input.clear();
+                self.hang_up();
+                return Ok(false);
+            }
         }
-        self.input.clear();
-        self.hang_up();
-    }
-
-    fn greet(&mut self, now: Instant) -> Result<Option<Frame>, Violation> {
-        let Some(preface) = self.input.preface() else {
-            return Ok(None);
-        };
-        let (_, max_frame) = frame::read_preface(&preface)?;
-        self.max_reply = self
-            .shared
-            .max_payload
-            .min(max_frame - frame::REPLY_OVERHEAD);
-        self.wire = Wire::Native;
-        self.alive.whole();
-        let preface = frame::preface(self.shared.max_frame);
-        self.outbox
-            .push(|out| out.append(&Bytes::new(), |tail| tail.extend(preface)));
-        self.input.frame(now)
+        Ok(true)
     }
 
     fn accept(&mut self, frame: Frame, deliveries: &mut Deliveries<'_>) -> Result<(), Violation> {
@@ -285,16 +256,10 @@ impl Connection {
             // Read after the connection was lost: its caller has gone, while events still count.
             Frame::Request { .. } if self.socket.is_none() => {}
             Frame::Request { call, envelope } => {
-                let call = Some(self.calls.open(call));
-                self.deliver(Arrived { envelope, call }, deliveries);
+                let caller = Caller::new(self.calls.open(call), None);
+                self.deliver(Arrived::new(envelope, Some(caller)), deliveries);
             }
-            Frame::Event { envelope } => self.deliver(
-                Arrived {
-                    envelope,
-                    call: None,
-                },
-                deliveries,
-            ),
+            Frame::Event { envelope } => self.deliver(Arrived::new(envelope, None), deliveries),
             Frame::Cancel { call } => self.calls.cancel(&call),
             Frame::Credit { call, values } => self.calls.credit(&call, values),
             // Somebody who asks without reading the answers gets no more of them.
@@ -303,12 +268,51 @@ impl Connection {
             Frame::Pong => {}
             Frame::Goaway => {
                 if let Some(draining) = &mut self.draining {
-                    draining.agreed = true;
+                    draining.silent = true;
                 }
             }
             Frame::Reply { .. } => return Err(Violation("reply from a client")),
         }
         Ok(())
+    }
+
+    fn accept_packet(
+        &mut self,
+        body: &Bytes,
+        now: Instant,
+        deliveries: &mut Deliveries<'_>,
+    ) -> Result<(), Violation> {
+        let Some(routes) = &self.shared.routes else {
+            return Err(Violation("does not speak the native wire"));
+        };
+        let Received { id, letter } = packet::read(body, routes, now)?;
+        match (letter, id) {
+            // As on the native wire.
+            (_, Some(_)) if self.socket.is_none() => {}
+            (Letter::Unknown(_), Some(id)) => self.answer(|out| out.nest_no_handler(&id)),
+            (Letter::Unknown(pattern), None) => self.shared.lose_event(self.peer, &pattern),
+            // Nothing on this wire tells the client to go elsewhere.
+            (_, Some(id)) if self.draining.as_ref().is_some_and(|it| it.silent) => {
+                let leaving = Item::Fail(RpcError::unavailable("the service is shutting down"));
+                self.answer(|out| out.nest_reply(&id, &leaving));
+            }
+            (Letter::Handled(envelope, subscription), id) => {
+                let caller = id.map(|id| {
+                    self.called += 1;
+                    Caller::new(self.calls.open(self.called), Some(id))
+                });
+                let mut arrived = Arrived::new(envelope, caller);
+                arrived.subscription = subscription;
+                self.deliver(arrived, deliveries);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers without a handler, whose number nothing else limits.
+    fn answer(&mut self, write: impl FnOnce(&mut Outgoing)) {
+        self.outbox.push(write);
+        self.full = self.outbox.is_full();
     }
 
     fn deliver(&mut self, arrived: Arrived, deliveries: &mut Deliveries<'_>) {
@@ -323,11 +327,11 @@ impl Connection {
     }
 
     fn shed(&self, arrived: Arrived) {
-        let Some(call) = arrived.call else {
+        let Some(caller) = arrived.caller else {
             return tracing::warn!(peer = %self.peer, "event lost: the service is too busy");
         };
         let busy = Item::Fail(RpcError::resource_exhausted("the service is too busy"));
-        self.outbox.push(|out| out.reply(*call.key(), &busy));
+        self.outbox.push(|out| caller.reply(out, &busy));
     }
 
     /// Looks at the clock, now and then.
@@ -344,17 +348,20 @@ impl Connection {
     }
 
     fn tick(&mut self, now: Instant) {
-        if !self.has_room_ahead() {
+        if !self.has_room_ahead() || !self.may_read_on() {
             // It is we who do not listen.
             self.alive.heard(now);
             self.alive.whole();
-            self.shedding = !self.moved && !self.outbox.is_full();
+            let is_stuck = !self.moved && !self.outbox.is_full();
+            self.shedding = is_stuck && self.wire == Wire::Native;
         }
         self.moved = false;
         let state = Now {
             busy: !self.calls.is_empty(),
-            open: matches!(self.wire, Wire::Native),
-            partial: self.input.len(),
+            // A NestJS application says nothing until it has something to say.
+            open: self.wire != Wire::Unknown || self.shared.routes.is_some(),
+            pings: self.wire == Wire::Native,
+            partial: self.input.partial(),
             unwritten: self.writing.len(),
         };
         match self.alive.judge(now, &state) {
@@ -368,17 +375,16 @@ impl Connection {
 
     /// Whether nothing will come any more.
     fn has_ended(&mut self, cx: &mut task::Context<'_>) -> bool {
-        if !self.ahead.is_empty() {
-            return false;
+        if let Some(parting) = &mut self.parting
+            && parting.poll(cx).is_ready()
+        {
+            self.hang_up();
         }
-        let Some(draining) = &mut self.draining else {
-            return self.socket.is_none();
-        };
-        let silent = draining.agreed
-            || matches!(self.wire, Wire::Unknown)
-            || draining.grace.as_mut().poll(cx).is_ready();
+        let is_drained = |draining: &Draining| draining.silent || self.wire == Wire::Unknown;
+        let is_over = self.parting.is_some() || self.draining.as_ref().is_some_and(is_drained);
         // While calls are in work their cancel and credit frames are read, and replies written.
-        self.socket.is_none() || (silent && self.calls.is_empty())
+        let is_idle = self.socket.is_none() || (is_over && self.calls.is_empty());
+        self.ahead.is_empty() && is_idle
     }
 }
 
@@ -389,11 +395,15 @@ impl Source for Connection {
         room: usize,
         batch: &mut Vec<Delivery>,
     ) -> Poll<Option<usize>> {
+        if let Some(draining) = &mut self.draining {
+            draining.poll(cx);
+        }
         let woken = self.outbox.resume();
         self.deferred = woken && !self.deferred && self.writing.is_empty();
         let blocked = !self.deferred && self.flush(cx).is_pending();
         // A slow reader of replies gets no further ones made, and control frames still get in.
-        let room = if self.outbox.is_full() { 0 } else { room };
+        self.full = self.outbox.is_full();
+        let room = if self.full { 0 } else { room };
         let mut deliveries = Deliveries {
             batch,
             room,
@@ -415,25 +425,17 @@ impl Source for Connection {
     }
 
     fn stop(&mut self) {
-        let grace = Box::pin(sleep(GRACE));
-        self.draining = Some(Draining {
-            agreed: false,
-            grace,
-        });
-        if matches!(self.wire, Wire::Native) {
+        self.draining = Some(Draining::new());
+        if self.wire == Wire::Native {
             self.outbox.push(Outgoing::goaway);
         }
     }
 
     fn poll_close(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
         loop {
-            let closing = self
-                .closing
-                .get_or_insert_with(|| Closing::Writing(Box::pin(sleep(LAST_WRITES))));
-            let (Closing::Writing(limit) | Closing::Lingering(limit)) = closing;
-            let late = limit.as_mut().poll(cx).is_ready();
-            let lingering = matches!(closing, Closing::Lingering(_));
-            if late || matches!(self.wire, Wire::Unknown) {
+            let closing = self.closing.get_or_insert_with(Closing::writing);
+            let lingering = closing.lingering;
+            if closing.poll_late(cx).is_ready() || self.wire == Wire::Unknown {
                 self.hang_up();
             }
             if !lingering {
@@ -452,7 +454,7 @@ impl Source for Connection {
                 }
             } else {
                 match ready!(Pin::new(socket).poll_shutdown(cx)) {
-                    Ok(()) => self.closing = Some(Closing::Lingering(Box::pin(sleep(LINGER)))),
+                    Ok(()) => self.closing = Some(Closing::lingering()),
                     Err(error) => self.lost(&error),
                 }
             }
@@ -467,125 +469,4 @@ impl Drop for Connection {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
-
-    use super::*;
-    use crate::{
-        envelope::Envelope,
-        transport::{Expect, Kind},
-    };
-
-    /// A connection with room for 64 envelopes ahead, and its client, which has been greeted.
-    async fn pair() -> (Connection, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let settings = Settings {
-            hosts: vec![address.to_string()],
-            max_frame: 1 << 20,
-        };
-        let mut client = TcpStream::connect(address).await.unwrap();
-        let (socket, peer) = listener.accept().await.unwrap();
-        let mut server = Connection::new(socket, peer, Arc::new(Shared::new(&settings, 1)));
-        client.write_all(&frame::preface(1 << 20)).await.unwrap();
-        let mut preface = [0; frame::PREFACE];
-        let greeted = async { client.read_exact(&mut preface).await.unwrap() };
-        alongside(&mut server, 0, greeted).await;
-        (server, client)
-    }
-
-    /// Polls the source, as its task would, until `other` is done.
-    async fn alongside<T>(
-        server: &mut Connection,
-        room: usize,
-        other: impl Future<Output = T>,
-    ) -> (T, Vec<Delivery>) {
-        let mut other = std::pin::pin!(other);
-        let mut batch = Vec::new();
-        let result = poll_fn(|cx| {
-            while server.poll_deliveries(cx, room, &mut batch).is_ready() {}
-            other.as_mut().poll(cx)
-        });
-        (result.await, batch)
-    }
-
-    fn requests(calls: std::ops::Range<u64>) -> Vec<u8> {
-        let mut out = Outgoing::default();
-        for call in calls {
-            out.request(
-                call,
-                Expect::Single,
-                &Envelope::new("p", ""),
-                Instant::now(),
-            );
-        }
-        out.to_vec()
-    }
-
-    #[tokio::test]
-    async fn a_cancel_behind_too_many_requests_is_seen_in_the_end() {
-        let (mut server, mut client) = pair().await;
-        let mut cancel = Outgoing::default();
-        cancel.cancel(0);
-        let bytes = [requests(0..100), cancel.to_vec()].concat();
-        client.write_all(&bytes).await.unwrap();
-        poll_fn(|cx| {
-            let polled = server.poll_deliveries(cx, 0, &mut Vec::new());
-            assert!(polled.is_pending());
-            if server.ahead.len() == 64 {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
-        server.tick(Instant::now());
-        let refused = async {
-            let mut calls = Vec::new();
-            for _ in 64..100 {
-                let length = client.read_u32_le().await.unwrap();
-                let mut body = vec![0; length as usize];
-                client.read_exact(&mut body).await.unwrap();
-                calls.push(u64::from(body[1]));
-            }
-            calls
-        };
-        let (refused, _) = alongside(&mut server, 0, refused).await;
-        assert_eq!(refused, (64..100).collect::<Vec<_>>());
-        let (_, batch) = alongside(&mut server, 64, std::future::ready(())).await;
-        assert_eq!(batch.len(), 63, "the cancelled one is not handed out");
-        assert!(!server.shedding);
-        drop(batch);
-        assert!(server.calls.is_empty());
-    }
-
-    #[tokio::test]
-    async fn what_was_read_outlives_the_connection_if_it_is_an_event() {
-        let (mut server, mut client) = pair().await;
-        let mut out = Outgoing::default();
-        for _ in 0..100 {
-            out.event(&Envelope::new("e", ""), Instant::now());
-        }
-        let bytes = [requests(0..10), out.to_vec()].concat();
-        let written = async { client.write_all(&bytes).await.unwrap() };
-        alongside(&mut server, 0, written).await;
-        drop(client);
-        let mut batch = Vec::new();
-        while poll_fn(|cx| server.poll_deliveries(cx, 7, &mut batch))
-            .await
-            .is_some()
-        {}
-        assert_eq!(
-            batch
-                .iter()
-                .filter(|delivery| delivery.kind == Kind::Event)
-                .count(),
-            100
-        );
-    }
-}
+mod tests;

@@ -520,21 +520,15 @@ mod tests {
     }
 
     /// Feeds `bytes` in random pieces and returns how many frames came out before a violation.
-    fn feed(bytes: &[u8], random: &mut fastrand::Rng) -> Result<usize, Violation> {
-        let now = Instant::now();
-        let mut input = BytesMut::new();
+    fn feed(bytes: &[u8], random: &mut fastrand::Rng) -> Result<usize, &'static str> {
         let mut rest = bytes;
-        let mut frames = 0;
-        while !rest.is_empty() {
-            let (piece, later) = rest.split_at(random.usize(1..=rest.len().min(3000)));
+        let pieces = std::iter::from_fn(|| {
+            let end = random.usize(1..=rest.len().clamp(1, 3000));
+            let (piece, later) = rest.split_at_checked(end)?;
             rest = later;
-            input.extend_from_slice(piece);
-            while next(&mut input, LIMIT, now)?.is_some() {
-                frames += 1;
-            }
-            assert!(input.len() <= LIMIT + 4);
-        }
-        Ok(frames)
+            Some(piece)
+        });
+        super::super::feed::native(pieces, LIMIT)
     }
 
     #[test]

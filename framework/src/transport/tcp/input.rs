@@ -12,7 +12,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::frame::{self, Frame, Violation};
+use super::{
+    frame::{self, Frame, Violation},
+    text::Decoder,
+};
 
 /// How much is read at once: little at first, so that ten thousand silent connections cost
 /// little, then more while reads fill what there is.
@@ -23,6 +26,10 @@ const MOST_READ: usize = 64 * 1024;
 /// again once their owners have let go of them.
 pub(super) struct Input {
     buffer: BytesMut,
+    /// Of the frames of NestJS's wire.
+    decoder: Decoder,
+    /// How many bytes are missing at least, as far as a frame that has begun says.
+    missing: usize,
     read: usize,
     max_frame: usize,
 }
@@ -31,6 +38,8 @@ impl Input {
     pub(super) fn new(max_frame: usize) -> Self {
         Self {
             buffer: BytesMut::new(),
+            decoder: Decoder::default(),
+            missing: 0,
             read: LEAST_READ,
             max_frame,
         }
@@ -43,8 +52,7 @@ impl Input {
         socket: &mut (impl AsyncRead + Unpin),
     ) -> Poll<io::Result<usize>> {
         // A large frame grows the buffer as it arrives, not as it is announced.
-        let missing = frame::missing(&self.buffer).unwrap_or_default();
-        let wanted = missing.min(self.buffer.len()).max(self.read);
+        let wanted = self.missing.min(self.buffer.len()).max(self.read);
         let room = self.buffer.capacity() - self.buffer.len();
         if room < wanted.min(self.read / 2) {
             self.buffer.reserve(wanted);
@@ -68,19 +76,31 @@ impl Input {
         (self.buffer.len() >= frame::PREFACE).then(|| self.buffer.split_to(frame::PREFACE).freeze())
     }
 
-    /// The next whole frame.
+    /// The next whole frame of the native wire.
     pub(super) fn frame(&mut self, now: Instant) -> Result<Option<Frame>, Violation> {
-        frame::next(&mut self.buffer, self.max_frame, now)
+        let frame = frame::next(&mut self.buffer, self.max_frame, now)?;
+        self.missing = frame::missing(&self.buffer).unwrap_or_default();
+        Ok(frame)
     }
 
-    /// Bytes that are not taken yet.
-    pub(super) fn len(&self) -> usize {
-        self.buffer.len()
+    /// The next whole body of NestJS's wire.
+    pub(super) fn body(&mut self) -> Result<Option<Bytes>, Violation> {
+        let body = self.decoder.next(&mut self.buffer, self.max_frame)?;
+        self.missing = self.decoder.missing();
+        Ok(body)
+    }
+
+    /// Bytes of a frame that is not whole yet.
+    pub(super) fn partial(&self) -> usize {
+        // The length has been taken where a body is missing.
+        self.buffer.len().max(self.missing.min(1))
     }
 
     /// Forgets what is not taken.
     pub(super) fn clear(&mut self) {
         self.buffer = BytesMut::new();
+        self.decoder = Decoder::default();
+        self.missing = 0;
     }
 
     /// Gives memory back that a busy time has left.
@@ -130,9 +150,9 @@ mod tests {
             > 0
         {
             reads += 1;
-            assert!(input.buffer.capacity() <= 2 * (input.len() + MOST_READ));
+            assert!(input.buffer.capacity() <= 2 * (input.partial() + MOST_READ));
         }
-        assert_eq!(input.len(), bytes.len());
+        assert_eq!(input.partial(), bytes.len());
         assert!(reads < 12, "{reads} reads");
     }
 }

@@ -23,13 +23,21 @@ use super::{
     input::Input,
     outbox::{Outbox, Outgoing, Refused},
 };
-use crate::transport::{Control, Error, ErrorKind, Pending};
+use crate::{
+    envelope::Envelope,
+    transport::{
+        Control, Error, ErrorKind, Expect, Pending, Wire,
+        nest::{self, Answer, CallIds},
+    },
+};
 
 /// What callers and the connection's task share.
 pub(super) struct Link {
     host: String,
     outbox: Outbox,
     pending: Arc<Pending>,
+    /// What calls are named on NestJS's wire; without this the native one is spoken.
+    ids: Option<CallIds>,
     max_payload: usize,
     closing: AtomicBool,
     ended: CancellationToken,
@@ -47,6 +55,30 @@ impl Link {
     /// The calls in flight.
     pub(super) fn pending(&self) -> &Arc<Pending> {
         &self.pending
+    }
+
+    /// Writes a message, for the call of this number.
+    pub(super) fn request(
+        &self,
+        out: &mut Outgoing,
+        call: u64,
+        expect: Expect,
+        envelope: &Envelope,
+    ) {
+        let now = Instant::now();
+        match &self.ids {
+            None => out.request(call, expect, envelope, now),
+            Some(ids) => out.nest_request(&ids.text(call), envelope, now),
+        }
+    }
+
+    /// Writes an event.
+    pub(super) fn event(&self, out: &mut Outgoing, envelope: &Envelope) {
+        let now = Instant::now();
+        match &self.ids {
+            None => out.event(envelope, now),
+            Some(_) => out.nest_event(envelope, now),
+        }
     }
 
     /// The largest payload that the other end takes.
@@ -87,13 +119,18 @@ impl Link {
     }
 }
 
+/// NestJS's wire has neither.
 impl Control for Link {
     fn cancel(&self, call: u64) {
-        self.outbox.push(|out| out.cancel(call));
+        if self.ids.is_none() {
+            self.outbox.push(|out| out.cancel(call));
+        }
     }
 
     fn credit(&self, call: u64, values: u32) {
-        self.outbox.push(|out| out.credit(call, values));
+        if self.ids.is_none() {
+            self.outbox.push(|out| out.credit(call, values));
+        }
     }
 }
 
@@ -109,12 +146,47 @@ impl fmt::Debug for Link {
 pub(super) async fn open(
     host: &str,
     max_frame: usize,
+    wire: Wire,
 ) -> Result<(Arc<Link>, impl Future<Output = ()> + Send + use<>), Error> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Connect, format!("connect to tcp://{host}")).with_source(error)
     };
     let mut socket = TcpStream::connect(host).await.map_err(failed)?;
     socket.set_nodelay(true).map_err(failed)?;
+    // NestJS neither greets nor says what it accepts.
+    let (ids, most) = match wire {
+        Wire::Native => (None, greet(&mut socket, host, max_frame).await?),
+        Wire::Nest | Wire::NestText => (Some(CallIds::new()), max_frame),
+    };
+    let pending = Pending::new();
+    let link = Arc::new(Link {
+        host: host.to_owned(),
+        outbox: Outbox::default(),
+        pending,
+        ids,
+        max_payload: most - frame::OVERHEAD,
+        closing: AtomicBool::new(false),
+        ended: CancellationToken::new(),
+    });
+    let control: Weak<Link> = Arc::downgrade(&link);
+    link.pending.set_control(control);
+    let driver = Driver {
+        socket,
+        input: Input::new(max_frame),
+        writing: Outgoing::default(),
+        link: Arc::clone(&link),
+        alive: Alive::new(),
+        deferred: false,
+        shut: false,
+    };
+    Ok((link, driver))
+}
+
+/// Exchanges prefaces; returns the largest frame that both sides accept.
+async fn greet(socket: &mut TcpStream, host: &str, max_frame: usize) -> Result<usize, Error> {
+    let failed = |error: io::Error| {
+        Error::new(ErrorKind::Connect, format!("connect to tcp://{host}")).with_source(error)
+    };
     socket
         .write_all(&frame::preface(max_frame))
         .await
@@ -133,27 +205,7 @@ pub(super) async fn open(
             )
         })?;
     tracing::debug!(host, version, "connected");
-    let pending = Pending::new();
-    let link = Arc::new(Link {
-        host: host.to_owned(),
-        outbox: Outbox::default(),
-        pending,
-        max_payload: peer_max_frame.min(max_frame) - frame::OVERHEAD,
-        closing: AtomicBool::new(false),
-        ended: CancellationToken::new(),
-    });
-    let control: Weak<Link> = Arc::downgrade(&link);
-    link.pending.set_control(control);
-    let driver = Driver {
-        socket,
-        input: Input::new(max_frame),
-        writing: Outgoing::default(),
-        link: Arc::clone(&link),
-        alive: Alive::new(),
-        deferred: false,
-        shut: false,
-    };
-    Ok((link, driver))
+    Ok(peer_max_frame.min(max_frame))
 }
 
 /// Owns the socket: reads replies, writes what callers have queued.
@@ -225,7 +277,8 @@ impl Driver {
             let state = Now {
                 busy: !self.link.pending.is_empty(),
                 open: true,
-                partial: self.input.len(),
+                pings: self.link.ids.is_none(),
+                partial: self.input.partial(),
                 unwritten: self.writing.len(),
             };
             match self.alive.judge(now, &state) {
@@ -250,15 +303,12 @@ impl Driver {
         let mut now = None;
         loop {
             let clock = *now.get_or_insert_with(Instant::now);
-            match self.input.frame(clock) {
-                Ok(Some(frame)) => {
+            match self.take(clock) {
+                Ok(true) => {
                     self.alive.whole();
-                    if let Err(violation) = self.accept(frame) {
-                        return Poll::Ready(End::Violation(violation));
-                    }
                     continue;
                 }
-                Ok(None) => {}
+                Ok(false) => {}
                 Err(violation) => return Poll::Ready(End::Violation(violation)),
             }
             match task::ready!(self.input.poll_fill(cx, &mut self.socket)) {
@@ -267,6 +317,29 @@ impl Driver {
                 Err(error) => return Poll::Ready(End::Lost(error)),
             }
         }
+    }
+
+    /// Takes what has arrived entirely, one frame, and does what it says; false when there is none.
+    fn take(&mut self, now: Instant) -> Result<bool, Violation> {
+        let Some(ids) = &self.link.ids else {
+            return match self.input.frame(now)? {
+                Some(frame) => self.accept(frame).map(|()| true),
+                None => Ok(false),
+            };
+        };
+        let Some(body) = self.input.body()? else {
+            return Ok(false);
+        };
+        let Answer { id, item } = nest::read_answer(&body).map_err(|error| {
+            tracing::debug!(host = self.link.host, %error, "a reply that cannot be read");
+            Violation("reply is not JSON")
+        })?;
+        // Also where a packet is no reply at all.
+        let call = id.and_then(|id| ids.parse(&id));
+        if !call.is_some_and(|call| self.link.pending.complete(call, item)) {
+            tracing::trace!(call, "a reply that nobody waits for");
+        }
+        Ok(true)
     }
 
     fn accept(&mut self, frame: Frame) -> Result<(), Violation> {

@@ -1,25 +1,33 @@
 //! TCP between two processes, without a broker: many calls in flight on one connection, replies in
 //! completion order.
 //!
-//! The wire is described in `docs/wire/tcp.md`. Nothing is stored: an event reaches the one peer it
-//! is sent to if that is there, and replicas share the work because clients spread their calls
-//! over the addresses they were given.
+//! A server speaks two wires, and the first byte of a connection says which: the native one
+//! (`frame`) and that of NestJS (`text`, `packet`). Both are described in `docs/wire/tcp.md`.
+//!
+//! Nothing is stored: an event reaches the one peer it is sent to if that is there, and replicas
+//! share the work because clients spread their calls over the addresses they were given.
 
 mod alive;
 mod answer;
 mod client;
+mod closing;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(super) mod feed;
 mod frame;
 mod input;
 mod link;
 mod outbox;
+mod packet;
 mod server;
+mod shared;
+mod text;
 
 use std::sync::Arc;
 
 use self::{client::TcpClient, server::TcpServer};
 use super::{
-    Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport,
+    Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport, Wire,
 };
 use crate::contract::Guarantee;
 
@@ -28,13 +36,13 @@ pub(super) const SCHEME: Scheme = Scheme {
     options: &["max_frame", "wire"],
     server: |address| {
         Box::pin(async move {
-            let settings = Settings::read(&address)?;
+            let settings = Settings::server(&address)?;
             Ok(Arc::new(TcpServer::new(settings)) as Arc<dyn ServerTransport>)
         })
     },
     client: |address, _| {
         Box::pin(async move {
-            let settings = Settings::read(&address)?;
+            let settings = Settings::client(&address)?;
             Ok(Arc::new(TcpClient::new(settings)) as Arc<dyn ClientTransport>)
         })
     },
@@ -50,33 +58,60 @@ const GREATEST_MAX_FRAME: usize = 1024 * 1024 * 1024;
 struct Settings {
     hosts: Vec<String>,
     max_frame: usize,
+    /// The wire that is asked for. Without one a server speaks all and a client the native one.
+    wire: Option<Wire>,
 }
 
 impl Settings {
+    fn server(address: &Address) -> Result<Self, Error> {
+        let settings = Self::read(address)?;
+        if settings.wire == Some(Wire::Nest) {
+            let what = "a server speaks to NestJS applications without being asked to; \
+                        only `wire=native`, to leave that off, can be said";
+            return Err(config(address, what));
+        }
+        Ok(settings)
+    }
+
+    fn client(address: &Address) -> Result<Self, Error> {
+        Self::read(address)
+    }
+
     fn read(address: &Address) -> Result<Self, Error> {
-        let config =
-            |what: String| Err(Error::new(ErrorKind::Config, format!("{address}: {what}")));
+        let config = |what: &str| Err(config(address, what));
         let hosts = address.hosts(DEFAULT_PORT);
         if hosts.is_empty() {
-            return config("names no host".to_owned());
+            return config("names no host");
         }
-        match address.option("wire") {
-            None | Some("native") => {}
-            Some(wire) => return config(format!("tcp does not speak the wire {wire:?}")),
-        }
+        let wire = match address.option("wire") {
+            None => None,
+            Some("native") => Some(Wire::Native),
+            Some("nest") => Some(Wire::Nest),
+            Some(other) => {
+                return config(&format!(
+                    "no wire {other:?}: a server's may be `native`, a client's `native` or `nest`"
+                ));
+            }
+        };
         let max_frame = address
             .parsed_option("max_frame")?
             .unwrap_or(DEFAULT_MAX_FRAME);
         if !(frame::LEAST_FRAME..=GREATEST_MAX_FRAME).contains(&max_frame) {
             let least = frame::LEAST_FRAME;
-            return config(format!(
+            return config(&format!(
                 "max_frame has to be from {least} to {GREATEST_MAX_FRAME}"
             ));
         }
-        Ok(Self { hosts, max_frame })
+        Ok(Self {
+            hosts,
+            max_frame,
+            wire,
+        })
     }
 
+    /// NestJS's wire has neither a way to cancel nor credit for streams.
     fn capabilities(&self) -> Capabilities {
+        let is_native = self.wire != Some(Wire::Nest);
         Capabilities {
             events: Guarantee::BestEffort,
             replicas_share: true,
@@ -84,8 +119,8 @@ impl Settings {
             durable: false,
             order: Order::Connection,
             redelivers: false,
-            cancels: true,
-            stream_credit: true,
+            cancels: is_native,
+            stream_credit: is_native,
             detects_absence: true,
             max_payload: self.max_payload(),
         }
@@ -96,12 +131,16 @@ impl Settings {
     }
 }
 
+fn config(address: &Address, what: &str) -> Error {
+    Error::new(ErrorKind::Config, format!("{address}: {what}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn settings(url: &str) -> Result<Settings, Error> {
-        Settings::read(&url.parse()?)
+        Settings::client(&url.parse()?)
     }
 
     #[test]
@@ -115,10 +154,24 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_not_asked_for_the_wire_it_speaks_anyhow() {
+        let server = |url: &str| Settings::server(&url.parse()?).map(|settings| settings.wire);
+        assert_eq!(server("tcp://h").unwrap(), None);
+        assert_eq!(server("tcp://h?wire=native").unwrap(), Some(Wire::Native));
+        let refused = server("tcp://h?wire=nest").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Config);
+        assert!(refused.to_string().contains("wire=native"), "{refused}");
+        let client = settings("tcp://h?wire=nest").unwrap();
+        assert_eq!(client.wire, Some(Wire::Nest));
+        assert!(!client.capabilities().cancels && !client.capabilities().stream_credit);
+    }
+
+    #[test]
     fn urls_that_make_no_sense_are_refused() {
         for url in [
             "tcp://",
             "tcp://h?wire=morse",
+            "tcp://h?wire=",
             "tcp://h?max_frame=1",
             "tcp://h?max_frame=x",
         ] {

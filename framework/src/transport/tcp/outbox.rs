@@ -16,7 +16,7 @@ use tokio::io::AsyncWrite;
 use super::super::pending::lock;
 
 /// Payloads from this size on are written from where they are instead of being copied.
-const COPIED_BELOW: usize = 16 * 1024;
+pub(super) const COPIED_BELOW: usize = 16 * 1024;
 /// A larger buffer than this is not kept when it has been written.
 const KEPT: usize = 64 * 1024;
 /// Above this many waiting bytes there is no room.

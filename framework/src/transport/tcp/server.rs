@@ -16,10 +16,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{
-    NAME, Settings,
-    connection::{Connection, Shared},
-};
+use super::{NAME, Settings, connection::Connection, shared::Shared};
 use crate::transport::{
     Capabilities, Error, ErrorKind, ServerTransport, Source, Sources, Subscription, pending::lock,
 };
@@ -78,7 +75,7 @@ impl ServerTransport for TcpServer {
             ));
         }
         lock(&self.listening).listeners = listeners;
-        let shared = Shared::new(&self.settings, subscription.max_in_flight);
+        let shared = Shared::new(&self.settings, &subscription);
         let listening = Arc::clone(&self.listening);
         Ok(Box::pin(Accepting {
             listening,

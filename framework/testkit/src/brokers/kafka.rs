@@ -1,26 +1,22 @@
 //! Apache Kafka: one node that is broker and controller, from jars that Maven fetches.
 
 use std::{
-    env,
-    fs::{self, File, TryLockError},
+    fs,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use super::{
-    Broker, Kind, Prepared, Unavailable, connect, find_program, free_port, names, private_folder,
-    tail,
-};
+use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, free_port, names};
+use crate::cache;
 
-const VERSION: &str = "4.3.0";
+/// The name of the jars' folder, with the version that the project file asks for.
+const JARS: &str = "kafka-4.3.0";
 const POM: &str = include_str!("../../kafka/pom.xml");
 /// 44 MB through a slow line.
 const FETCH_LIMIT: Duration = Duration::from_secs(900);
 const FORMAT_LIMIT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(50);
 /// A description of one broker is a hundred bytes.
 const ANSWER_LIMIT: usize = 64 * 1024;
 
@@ -61,64 +57,23 @@ pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
 ///
 /// [`Unavailable`] when the jars are not there and Maven is missing or fails.
 pub fn jars() -> Result<PathBuf, Unavailable> {
-    let cache = cache_folder()
-        .ok_or_else(|| Kind::Kafka.unavailable("neither XDG_CACHE_HOME nor HOME is set"))?;
-    let libs = libs_in(&cache);
-    if libs.is_dir() {
+    if let Some(libs) = cache::place(JARS).filter(|libs| libs.is_dir()) {
         return Ok(libs);
     }
     let maven = find_program("mvn").ok_or_else(|| Kind::Kafka.missing("mvn"))?;
-    fetch(&maven, &cache, &libs).map_err(|error| {
+    let make = |scratch: &Path, deadline| copy_jars(&maven, scratch, deadline);
+    cache::fetch(JARS, FETCH_LIMIT, make).map_err(|error| {
         Kind::Kafka.unavailable(format_args!("fetch its jars through Maven: {error}"))
-    })?;
-    Ok(libs)
+    })
 }
 
 pub(super) fn jars_are_cached() -> bool {
-    cache_folder().is_some_and(|cache| libs_in(&cache).is_dir())
+    cache::has(JARS)
 }
 
-fn libs_in(cache: &Path) -> PathBuf {
-    cache.join(format!("kafka-{VERSION}"))
-}
-
-fn cache_folder() -> Option<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-    set("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute())
-        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")))
-        .map(|folder| folder.join("nestling"))
-}
-
-/// One process fetches at a time, into a folder that gets its name only when it is complete.
-fn fetch(maven: &Path, cache: &Path, libs: &Path) -> io::Result<()> {
-    private_folder(cache)?;
-    let deadline = Instant::now() + FETCH_LIMIT;
-    let lock = File::create(cache.join(format!("kafka-{VERSION}.lock")))?;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(io::Error::other("another process is fetching them"));
-            }
-            Err(TryLockError::WouldBlock) => thread::sleep(POLL),
-        }
-    }
-    if libs.is_dir() {
-        return Ok(());
-    }
-    let scratch = cache.join(names::unique("fetch"));
-    let outcome =
-        fetch_into(maven, &scratch, deadline).and_then(|()| fs::rename(scratch.join("libs"), libs));
-    let cleared = fs::remove_dir_all(&scratch);
-    outcome.and(cleared)
-}
-
-fn fetch_into(maven: &Path, scratch: &Path, deadline: Instant) -> io::Result<()> {
-    private_folder(scratch)?;
+fn copy_jars(maven: &Path, scratch: &Path, deadline: Instant) -> io::Result<PathBuf> {
     let pom = scratch.join("pom.xml");
+    let libs = scratch.join("libs");
     fs::write(&pom, POM)?;
     let mut command = Command::new(maven);
     command
@@ -126,11 +81,9 @@ fn fetch_into(maven: &Path, scratch: &Path, deadline: Instant) -> io::Result<()>
         .arg(&pom)
         .arg("dependency:copy-dependencies")
         .arg("-DincludeScope=runtime")
-        .arg(format!(
-            "-DoutputDirectory={}",
-            scratch.join("libs").display()
-        ));
-    run(&mut command, &scratch.join("maven.log"), deadline)
+        .arg(format!("-DoutputDirectory={}", libs.display()));
+    cache::run(&mut command, &scratch.join("maven.log"), deadline)?;
+    Ok(libs)
 }
 
 /// Writes the configuration anew at each start, as the port may have changed, and returns the id of the cluster, which
@@ -210,7 +163,7 @@ fn format(java: &Path, libs: &Path, folder: &Path, cluster: &str) -> Result<(), 
         .arg(folder.join("server.properties"))
         .current_dir(folder);
     let deadline = Instant::now() + FORMAT_LIMIT;
-    run(&mut command, &folder.join("format.log"), deadline)
+    cache::run(&mut command, &folder.join("format.log"), deadline)
         .map_err(|error| Kind::Kafka.unavailable(format_args!("format its storage: {error}")))
 }
 
@@ -218,29 +171,6 @@ fn java_command(java: &Path, libs: &Path) -> Command {
     let mut command = Command::new(java);
     command.args(JVM).arg("-cp").arg(libs.join("*"));
     command
-}
-
-/// Runs a command to its end; a failure shows the end of its log.
-fn run(command: &mut Command, log: &Path, deadline: Instant) -> io::Result<()> {
-    let output = File::create(log)?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()?;
-    let reason = loop {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => break format!("it ended with {status}"),
-            None if Instant::now() >= deadline => {
-                child.kill()?;
-                child.wait()?;
-                break "it took too long".to_owned();
-            }
-            None => thread::sleep(POLL),
-        }
-    };
-    Err(io::Error::other(format!("{reason}:\n{}", tail(log)?)))
 }
 
 /// Asks for the members of the cluster (`Metadata`, version 2, no topics). The answer has the cluster's id, and at least

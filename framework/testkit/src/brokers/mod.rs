@@ -100,7 +100,7 @@ impl Kind {
 
     fn unavailable(self, reason: impl Display) -> Unavailable {
         Unavailable {
-            kind: self,
+            what: self.name(),
             reason: reason.to_string(),
             remedy: format!("set {} to the URL of a running one", self.variable()),
         }
@@ -113,7 +113,7 @@ impl Kind {
             .find_map(|(name, package)| (*name == program).then_some(*package))
             .unwrap_or(program);
         Unavailable {
-            kind: self,
+            what: self.name(),
             reason: format!("the program {program} is not installed"),
             remedy: format!(
                 "install Debian's package {package}, run `cargo xtask test`, which installs it, or set {} to the URL \
@@ -130,11 +130,11 @@ impl Display for Kind {
     }
 }
 
-/// Why there is no broker, and what to do about it.
+/// Why there is no broker, or no NestJS, and what to do about it.
 #[derive(Clone, Debug)]
 pub struct Unavailable {
-    /// Which broker is missing.
-    pub kind: Kind,
+    /// What is missing.
+    pub what: &'static str,
     /// What went wrong.
     pub reason: String,
     /// What the reader can do.
@@ -144,11 +144,11 @@ pub struct Unavailable {
 impl Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            kind,
+            what,
             reason,
             remedy,
         } = self;
-        write!(f, "{kind} is unavailable: {reason}; {remedy}")
+        write!(f, "{what} is unavailable: {reason}; {remedy}")
     }
 }
 
@@ -443,8 +443,18 @@ pub fn shared(kind: Kind) -> Result<String, Unavailable> {
 /// When there is no broker and the environment says `REQUIRE_BROKERS=1`.
 #[must_use]
 pub fn broker_or_skip(kind: Kind) -> Option<String> {
-    match shared(kind) {
-        Ok(url) => Some(url),
+    or_skip(shared(kind))
+}
+
+/// What was found, for a test that has nothing to do without it: `None`, with a line that says so, when it is not there.
+///
+/// # Panics
+///
+/// When it is not there and the environment says `REQUIRE_BROKERS=1`.
+#[must_use]
+pub fn or_skip<T>(found: Result<T, Unavailable>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
         Err(unavailable) => {
             let required = env::var("REQUIRE_BROKERS").is_ok_and(|value| value == "1");
             assert!(!required, "REQUIRE_BROKERS=1, but {unavailable}");
@@ -465,7 +475,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -491,7 +501,7 @@ fn connect(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn tail(path: &Path) -> io::Result<String> {
+pub(crate) fn tail(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;

@@ -6,7 +6,7 @@ use nestling::{Client, Code, Context, Payload, Router, RpcError};
 use tokio::task::yield_now;
 
 use super::{
-    fixture::Stage,
+    fixture::{Stage, echo},
     witness::{Record, eventually},
 };
 
@@ -43,6 +43,32 @@ pub async fn an_event_reaches_its_handler(stage: Stage) {
         text("k"),
     );
     assert_eq!(seen.first().await, expected);
+}
+
+/// Of one pattern's messages and events each goes to the right handler.
+pub async fn one_pattern_may_name_a_message_and_an_event(stage: Stage) {
+    const EACH: u64 = 20;
+
+    let pattern = stage.pattern("both");
+    let seen = Record::new();
+    let react = move |Payload(n): Payload<u64>| async move {
+        seen.push(n);
+        Ok::<_, RpcError>(())
+    };
+    let router = Router::new().message_at(pattern, echo::<u64>).event_with(
+        pattern,
+        stage.guarantee(),
+        react,
+    );
+    let server = stage.start(router).await;
+    let client = stage.client(&[&server]).await;
+    for n in 0..EACH {
+        assert_eq!(client.send_at::<u64>(pattern, &n).await, Ok(n));
+        client.emit_at(pattern, &(EACH + n)).await.unwrap();
+    }
+    let mut seen = seen.at_least(EACH as usize).await;
+    seen.sort_unstable();
+    assert_eq!(seen, (EACH..2 * EACH).collect::<Vec<_>>());
 }
 
 /// Every service gets every event; its replicas share them.

@@ -27,6 +27,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 pub struct Fixture {
     place: Place,
     calling: &'static str,
+    serving: Option<Guarantee>,
     capabilities: OnceLock<Capabilities>,
 }
 
@@ -39,8 +40,28 @@ enum Place {
     Broker {
         kind: Kind,
         url: String,
+        scheme: Option<&'static str>,
         options: String,
     },
+}
+
+impl Place {
+    fn broker_url(&self) -> String {
+        let Self::Broker {
+            url,
+            scheme,
+            options,
+            ..
+        } = self
+        else {
+            return String::new();
+        };
+        let url = with_options(url, options);
+        match (scheme, url.split_once("://")) {
+            (Some(scheme), Some((_, rest))) => format!("{scheme}://{rest}"),
+            _ => url,
+        }
+    }
 }
 
 impl Fixture {
@@ -48,6 +69,7 @@ impl Fixture {
         Some(Self {
             place,
             calling: "",
+            serving: None,
             capabilities: OnceLock::new(),
         })
     }
@@ -69,6 +91,7 @@ impl Fixture {
         Self::new(Place::Broker {
             kind,
             url,
+            scheme: None,
             options: options.to_owned(),
         })
     }
@@ -77,6 +100,23 @@ impl Fixture {
     #[must_use]
     pub fn calling(mut self, options: &'static str) -> Self {
         self.calling = options;
+        self
+    }
+
+    /// What servers promise for an event, if that is more than the clients' wire does: they try a failing one again,
+    /// however it came.
+    #[must_use]
+    pub fn serving(mut self, guarantee: Guarantee) -> Self {
+        self.serving = Some(guarantee);
+        self
+    }
+
+    /// The same broker by another scheme than its URL has.
+    #[must_use]
+    pub fn scheme(mut self, scheme: &'static str) -> Self {
+        if let Place::Broker { scheme: old, .. } = &mut self.place {
+            *old = Some(scheme);
+        }
         self
     }
 
@@ -96,6 +136,7 @@ impl Fixture {
             prefix: unique(&case.replace('_', "-")),
             place: self.place.clone(),
             calling: self.calling,
+            serving: self.serving,
             hub: Memory::new(),
             capabilities,
         }
@@ -152,6 +193,7 @@ pub struct Stage {
     prefix: String,
     place: Place,
     calling: &'static str,
+    serving: Option<Guarantee>,
     hub: Memory,
     capabilities: Option<Capabilities>,
 }
@@ -179,7 +221,7 @@ impl Stage {
 
     /// How often a failing event is tried when the server's limit is `limit`.
     pub fn tries(&self, limit: u32) -> u32 {
-        match self.guarantee() {
+        match self.serving.unwrap_or_else(|| self.guarantee()) {
             Guarantee::AtLeastOnce => limit,
             Guarantee::BestEffort => 1,
         }
@@ -217,7 +259,7 @@ impl Stage {
         match &self.place {
             Place::Memory => (&self.hub).into(),
             Place::Peer(url) => url.into(),
-            Place::Broker { url, options, .. } => with_options(url, options).into(),
+            Place::Broker { .. } => self.place.broker_url().into(),
         }
     }
 
@@ -262,7 +304,7 @@ impl Stage {
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
         let url = match &self.place {
             Place::Peer(_) => joined(servers),
-            Place::Broker { url, options, .. } => with_options(url, options),
+            Place::Broker { .. } => self.place.broker_url(),
             Place::Memory => String::new(),
         };
         let endpoint: Endpoint = match &self.place {

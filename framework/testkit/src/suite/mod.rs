@@ -89,6 +89,7 @@ macro_rules! conformance_cases {
             limits::no_more_than_the_limit_is_in_work;
 
             events::an_event_reaches_its_handler;
+            events::one_pattern_may_name_a_message_and_an_event;
             events::two_services_each_see_every_event_once if fan_out;
             events::events_with_one_key_keep_their_order if order_by_key;
             events::a_failing_event_is_tried_up_to_the_limit_and_lets_the_next_through;
