@@ -6,6 +6,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use serde::de::IgnoredAny;
 
+#[cfg(feature = "tcp")]
+use super::tcp;
 use super::{
     Item,
     nest::{Answer, Incoming, read_answer, read_packet, text, write_item},
@@ -79,6 +81,42 @@ pub fn answer(bytes: &[u8]) {
     write_item(&mut written, id.as_deref(), &item);
     let again = read_answer(&written.into()).expect("a reply is JSON");
     assert_eq!(again, Answer { id, item });
+}
+
+/// What a connection of the native wire brings, behind its preface. The first byte says how it is cut.
+#[cfg(feature = "tcp")]
+pub fn native_frame(bytes: &[u8]) {
+    let Some((&cut, stream)) = bytes.split_first() else {
+        return;
+    };
+    let whole = tcp::feed::native([stream], MAX_FRAME);
+    let pieces = tcp::feed::native(stream.chunks(piece(cut)), MAX_FRAME);
+    assert_eq!(pieces, whole, "cut into pieces of {}", piece(cut));
+}
+
+/// What a connection of NestJS's wire brings, cut likewise.
+#[cfg(feature = "tcp")]
+pub fn nest_frame(bytes: &[u8]) {
+    let Some((&cut, stream)) = bytes.split_first() else {
+        return;
+    };
+    let whole = tcp::feed::nest([stream], MAX_FRAME);
+    let pieces = tcp::feed::nest(stream.chunks(piece(cut)), MAX_FRAME);
+    assert_eq!(pieces, whole, "cut into pieces of {}", piece(cut));
+    for body in whole.unwrap_or_default() {
+        // Whoever reads it takes broken UTF-8 for U+FFFD, each of which is one unit.
+        let text = String::from_utf8_lossy(&body);
+        assert!(text.encode_utf16().count() <= MAX_FRAME, "{text:?}");
+    }
+}
+
+/// Small, so that fuzzers find the limit.
+#[cfg(feature = "tcp")]
+const MAX_FRAME: usize = 64 * 1024;
+
+#[cfg(feature = "tcp")]
+fn piece(cut: u8) -> usize {
+    usize::from(cut).max(1)
 }
 
 fn trimmed(json: &Bytes) -> Bytes {

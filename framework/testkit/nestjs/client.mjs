@@ -17,11 +17,15 @@
 
 import { AsyncLocalStorage } from 'node:async_hooks';
 
+import { Logger } from '@nestjs/common';
 import { ClientProxyFactory } from '@nestjs/microservices';
 import { from, take } from 'rxjs';
 
-import { onCommand, readArguments, say } from './lines.mjs';
+import { ErrorLogger, onCommand, readArguments, say } from './lines.mjs';
 import { transport } from './transports.mjs';
+
+// A client logs by itself, before it is connected.
+Logger.overrideLogger(new ErrorLogger());
 
 const { url, run, replies = '[]' } = readArguments();
 const wire = transport(url, `${run}-client`);

@@ -26,11 +26,12 @@ use crate::{
 
 const MANIFEST: &str = include_str!("../nestjs/package.json");
 const LOCK: &str = include_str!("../nestjs/package-lock.json");
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 9] = [
     ("application.mjs", include_str!("../nestjs/application.mjs")),
     ("client.mjs", include_str!("../nestjs/client.mjs")),
     ("handlers.mjs", include_str!("../nestjs/handlers.mjs")),
     ("lines.mjs", include_str!("../nestjs/lines.mjs")),
+    ("listener.mjs", include_str!("../nestjs/listener.mjs")),
     ("server.mjs", include_str!("../nestjs/server.mjs")),
     ("transports.mjs", include_str!("../nestjs/transports.mjs")),
     ("warehouse.mjs", include_str!("../nestjs/warehouse.mjs")),

@@ -131,7 +131,7 @@ fn send(client: &Client, topic: &str, name: &str, call: &Call) -> JoinHandle<Got
         _ => to_raw_value(&data),
     };
     let data = data.unwrap();
-    tokio::spawn(async move {
+    spawn(async move {
         let mut call = client.stream_at::<Value>(topic, &data).timeout(SOON);
         if let Some(key) = key {
             call = call.header(header::KEY, key);
@@ -149,6 +149,12 @@ fn send(client: &Client, topic: &str, name: &str, call: &Call) -> JoinHandle<Got
             }
         }
     })
+}
+
+/// Runs a call while the peer answers it.
+#[expect(clippy::disallowed_methods, reason = "the test waits for the handle")]
+fn spawn<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(call)
 }
 
 fn check(name: &str, call: &Call, replies: &[&Captured], (values, error): Got) {
@@ -229,7 +235,7 @@ fn call<R: DeserializeOwned + Send + 'static>(
     data: &(impl Serialize + ?Sized),
 ) -> JoinHandle<Result<R, RpcError>> {
     let (client, topic, data) = (client.clone(), topic.to_owned(), to_raw_value(data));
-    tokio::spawn(async move { client.send_at(topic, &data.unwrap()).await })
+    spawn(async move { client.send_at(topic, &data.unwrap()).await })
 }
 
 /// Sends a reply to where the request says, and returns which partition that is.
@@ -299,7 +305,7 @@ async fn many_patterns_are_called_at_once_for_the_first_time() {
     let client = nest_client(&url).await;
     for _ in 0..2 {
         let calls = (0..).zip(&patterns).map(|(n, pattern)| {
-            let call = client.send_at::<u64>(pattern.clone(), &n);
+            let call = client.send_at::<u64>(pattern.clone(), &n).timeout(SOON);
             async move { (n, call.await) }
         });
         for (n, reply) in join_all(calls).await {

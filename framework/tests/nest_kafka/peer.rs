@@ -106,7 +106,8 @@ impl Peer {
     }
 
     fn partitions(&self, topic: &str) -> i32 {
-        let metadata = self.consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        let client = self.producer.client();
+        let metadata = client.fetch_metadata(Some(topic), SOON).unwrap();
         let partitions = metadata.topics()[0].partitions();
         match partitions.iter().all(|partition| partition.leader() >= 0) {
             true => i32::try_from(partitions.len()).unwrap(),
@@ -173,7 +174,11 @@ impl Peer {
     fn marks(&self, topic: &str, partition: i32) -> (i64, i64) {
         let deadline = Instant::now() + SOON;
         loop {
-            match self.consumer.fetch_watermarks(topic, partition, SOON) {
+            match self
+                .producer
+                .client()
+                .fetch_watermarks(topic, partition, SOON)
+            {
                 Ok(marks) => return marks,
                 // A new topic is known before its leader knows it.
                 Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),

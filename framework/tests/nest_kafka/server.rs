@@ -193,13 +193,13 @@ async fn captured_requests_and_events_are_answered_as_nestjs_answers_them() {
                 (local(&captured.topic), captured.partition),
                 "{name}"
             );
-            check_reply(name, captured, found.record);
+            check_reply(name, captured, &found.record);
         }
     }
     assert_eq!(all, [], "replies that nobody asked for");
 }
 
-fn check_reply(name: &str, captured: &Captured, found: Plain) {
+fn check_reply(name: &str, captured: &Captured, found: &Plain) {
     let mut expected = Plain {
         key: captured.key(),
         value: captured.value(),
@@ -209,14 +209,14 @@ fn check_reply(name: &str, captured: &Captured, found: Plain) {
         let parse = |record: &Plain| -> Value {
             serde_json::from_slice(record.value.as_deref().unwrap()).unwrap()
         };
-        let (ours, theirs) = (parse(&found), parse(&expected));
+        let (ours, theirs) = (parse(found), parse(&expected));
         // An absent payload is absent here, and the driver's whole message there.
         if name != "ctx_value_undefined" {
             assert_eq!(ours["d"], theirs["d"], "{name}");
         }
         assert_eq!(ours["k"], theirs["k"], "{name}");
         assert_eq!(ours["h"], theirs["h"]["h"], "{name}");
-        expected.value = found.value.clone();
+        expected.value.clone_from(&found.value);
     }
     let different = DIFFERENT.iter().find(|(known, ..)| *known == name);
     match different.map(|(_, other, _)| *other) {
@@ -237,7 +237,7 @@ fn check_reply(name: &str, captured: &Captured, found: Plain) {
         }
         None => {}
     }
-    assert_eq!(found, expected, "{name}");
+    assert_eq!(*found, expected, "{name}");
 }
 
 fn check_handlers(name: &str, expected: &[Value], seen: &Seen) {

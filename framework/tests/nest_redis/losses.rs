@@ -48,11 +48,14 @@ async fn a_server_listens_again_to_channels_and_globs() {
         .message_at("users.*", name);
     let server = start(&url, "again", router).await;
     let client = nest_client(&url).await;
+    let begun = Instant::now();
     for _ in 0..3 {
         cut_off(&url).await;
         until_answered(&client, "echo").await;
         until_answered(&client, "users.1").await;
     }
+    // Not only when the connection is tested, which is every five seconds.
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     server.shutdown().await;
 }
 
@@ -125,12 +128,15 @@ async fn a_stream_whose_values_may_be_lost_ends_with_an_error() {
     // Whoever still listens gets the end, and no value twice.
     let mut caller = Peer::of_all_replies(&url).await;
     peer.command(&["CLIENT", "UNPAUSE"]).await;
-    let end = loop {
-        let reply: Value = serde_json::from_str(&caller.heard().await.payload).unwrap();
-        if reply.get("isDisposed").is_some() {
-            break reply;
+    let end = async {
+        loop {
+            let reply: Value = serde_json::from_str(&caller.heard().await.payload).unwrap();
+            if reply.get("isDisposed").is_some() {
+                return reply;
+            }
         }
     };
+    let end = timeout(SOON, end).await.expect("the stream goes on");
     assert_eq!(end["err"]["code"], "UNAVAILABLE", "{end}");
     assert_eq!(caller.all_heard().await, []);
     server.shutdown().await;

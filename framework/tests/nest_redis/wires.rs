@@ -266,18 +266,23 @@ async fn a_reply_channel_is_subscribed_to_before_the_first_call_and_then_kept() 
 async fn what_is_too_large_is_refused_and_hurts_nobody() {
     let url = redis!();
     let pattern = unique("large");
-    let router = Router::new().message_at(pattern.clone(), echo);
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    let length = move |Payload(text): Payload<String>| {
+        let told = heard.send(text.len()).map_err(RpcError::internal);
+        async move { told.map(|()| text.len()) }
+    };
+    let router = Router::new().message_at(pattern.clone(), length);
     let server = start(&format!("{url}?max_payload=1000"), &pattern, router).await;
     let client = nest_client(&url).await;
-    let reply = client.send_at::<String>(pattern.clone(), &"x".repeat(999));
-    assert_eq!(reply.await.unwrap_err().code, Code::ResourceExhausted);
-    client
-        .emit_at(pattern.clone(), &"x".repeat(999))
-        .await
-        .unwrap();
-    let reply = client.send_at::<String>(pattern.clone(), &"x".repeat(998));
-    assert_eq!(reply.await.unwrap().len(), 998);
+    let call = client.send_at::<usize>(pattern.clone(), &"x".repeat(999));
+    assert_eq!(call.await.unwrap_err().code, Code::ResourceExhausted);
+    let event = client.emit_at(pattern.clone(), &"x".repeat(999));
+    event.await.unwrap();
+    let call = client.send_at::<usize>(pattern.clone(), &"x".repeat(998));
+    assert_eq!(call.await, Ok(998));
+    assert_eq!(hearing.recv().await, Some(998));
     server.shutdown().await;
+    assert!(hearing.is_empty());
 }
 
 #[tokio::test]

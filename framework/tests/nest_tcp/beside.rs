@@ -91,6 +91,7 @@ async fn whoever_sends_nonsense_is_cut_off_and_others_are_not() {
         "1#😀",
         "\u{feff}\u{feff}#",
         &framed("{\"pattern\":\"echo\""),
+        &framed(r#"{"\ud800":1,"pattern":"echo"}"#),
         &framed(&long_id),
         &framed(&much),
         &"[".repeat(5000),

@@ -99,7 +99,8 @@ impl Fleet {
             ("review", url(Kind::Nats)),
             ("recommendation", free_tcp_url()),
         ]);
-        let events = url(Kind::Kafka);
+        // As `cargo xtask up` has it: NestJS applications listen where events are mirrored.
+        let events = format!("{}?topic=both", url(Kind::Kafka));
         let home = tempfile::tempdir().expect("a folder for the data");
         let binaries = binaries();
         let mut services = BTreeMap::new();

@@ -109,16 +109,14 @@ impl ClientTransport for KafkaClient {
 }
 
 impl KafkaClient {
-    /// Has a position in the reply topic before any request is sent: a reply that is written
-    /// before its reader has one would be lost.
+    /// Done before any request is sent.
     async fn read_replies(&self) -> Result<ReplyReader, Error> {
         let topic = topics::replies(&self.sender.identity.service)?;
         let (pending, prefix) = (Arc::clone(&self.sender.pending), self.prefix.clone());
         let each = move |message: &BorrowedMessage<'_>| complete(message, &pending, &prefix);
         // It connects while the topic is looked up.
         let reader = Reader::open(&self.sender.settings, &topic, each)?;
-        let partition = self.sender.reply_partition(&topic).await?;
-        reader.follow(&topic, partition).await?;
+        let partition = self.sender.read_replies(&reader, &topic).await?;
         Ok(ReplyReader {
             topic,
             partition,

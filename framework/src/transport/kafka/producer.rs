@@ -8,13 +8,13 @@ use std::{
 use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer},
 };
 use tokio::time::Instant;
 
-use super::{Settings, let_go, topics::Lookup};
+use super::{CONNECT, Settings, let_go, topics::Lookup};
 use crate::transport::{Error, ErrorKind};
 
 /// How much may wait in the library, in KiB.
@@ -117,6 +117,15 @@ impl<C: ProducerContext + 'static> Producer<C> {
                 .client()
                 .fetch_metadata(topic, limit)
         })
+    }
+
+    /// Where a partition ends, asked over this producer's connections: a consumer's are kept busy by
+    /// what it waits for. Blocks.
+    pub(super) fn end(&self, topic: &str, partition: i32) -> KafkaResult<i64> {
+        let live = self.current();
+        let client = live.get().client();
+        let (_, end) = client.fetch_watermarks(topic, partition, CONNECT)?;
+        Ok(end)
     }
 
     /// Queues a record, without waiting. The opaque value comes back with its delivery report, or

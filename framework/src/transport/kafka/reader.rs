@@ -16,7 +16,7 @@ use rdkafka::{
     message::BorrowedMessage,
 };
 
-use super::{CONNECT, Logged, Settings, blocking, let_go, patiently};
+use super::{Logged, Settings, blocking, let_go};
 use crate::transport::{Error, Task, pending::lock};
 
 /// How many replies of a partition one turn of the reading task takes.
@@ -54,7 +54,7 @@ impl Reader {
                 queues: Mutex::default(),
                 consumer: Arc::new(consumer),
             }),
-            adding: Mutex::default(),
+            added: Mutex::default(),
             waker: Arc::default(),
         });
         let task = Task::spawn(Arc::clone(&reading).run(each));
@@ -65,14 +65,15 @@ impl Reader {
         })
     }
 
-    /// Reads this partition too. What is written to it once this has returned is not missed.
-    pub(super) async fn follow(&self, topic: &str, partition: i32) -> Result<(), Error> {
+    /// Reads this partition too, from where it has been seen to end. Asking for "the end" instead
+    /// would be answered later, and everything written until then would be passed over.
+    pub(super) async fn follow(&self, topic: &str, partition: i32, end: i64) -> Result<(), Error> {
         let (reading, settings) = (Arc::clone(&self.reading), self.settings.clone());
         let topic = topic.to_owned();
         blocking(move || {
             reading
-                .add(&topic, partition)
-                .map_err(|error| settings.failed("find the end of the reply topic", error))
+                .add(&topic, partition, end)
+                .map_err(|error| settings.failed("read the reply topic", error))
         })
         .await
     }
@@ -81,8 +82,8 @@ impl Reader {
 struct Reading {
     /// Taken in `drop` only.
     open: Option<Open>,
-    /// One at a time, and each partition once, even if whoever asked has stopped waiting.
-    adding: Mutex<Vec<(String, i32)>>,
+    /// Each partition once, even if whoever asked first has stopped waiting.
+    added: Mutex<Vec<(String, i32)>>,
     waker: Arc<AtomicWaker>,
 }
 
@@ -93,10 +94,9 @@ struct Open {
 }
 
 impl Reading {
-    /// Starts to read where the partition ends now. Asking for "the end" instead would be answered
-    /// later, and everything written until then would be passed over. Blocks.
-    fn add(&self, topic: &str, partition: i32) -> KafkaResult<()> {
-        let mut added = lock(&self.adding);
+    /// Blocks.
+    fn add(&self, topic: &str, partition: i32, end: i64) -> KafkaResult<()> {
+        let mut added = lock(&self.added);
         let is_this = |(known, number): &(String, i32)| known == topic && *number == partition;
         let Some(open) = &self.open else {
             return Ok(());
@@ -104,7 +104,6 @@ impl Reading {
         if added.iter().any(is_this) {
             return Ok(());
         }
-        let (_, end) = patiently(|| open.consumer.fetch_watermarks(topic, partition, CONNECT))?;
         let queue = open.consumer.split_partition_queue(topic, partition);
         let mut queue = queue.ok_or(KafkaError::Global(RDKafkaErrorCode::UnknownPartition))?;
         let waker = Arc::clone(&self.waker);
@@ -112,7 +111,7 @@ impl Reading {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(end))?;
         open.consumer.incremental_assign(&list)?;
-        tracing::debug!(topic, partition, "reading replies");
+        tracing::debug!(topic, partition, end, "reading replies");
         lock(&open.queues).push(queue);
         added.push((topic.to_owned(), partition));
         // Something may have arrived before the queue was among those that are read.

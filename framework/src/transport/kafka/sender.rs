@@ -15,9 +15,10 @@ use rdkafka::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Logged, Settings, blocking,
+    Logged, Settings, blocking, patiently,
     producer::{self, Outgoing, Producer, Reports},
     publisher::Publisher,
+    reader::Reader,
     record::Encoded,
     topics::{Purpose, Topics},
 };
@@ -122,13 +123,24 @@ impl Sender {
         sent
     }
 
-    /// Makes the topic that replies arrive by, unless it exists, and chooses a partition of it: the
-    /// processes of a service read apart from each other as far as there are enough.
-    pub(super) async fn reply_partition(&self, topic: &str) -> Result<i32, Error> {
+    /// Reads replies in a partition of this topic, which is made unless it exists, and returns
+    /// which: the processes of a service read apart from each other as far as there are enough.
+    ///
+    /// There is a position in it then. A reply that is written before its reader has one would be
+    /// lost.
+    pub(super) async fn read_replies(&self, reader: &Reader, topic: &str) -> Result<i32, Error> {
         let wanted = vec![(topic.to_owned(), Purpose::Replies)];
         let partitions = self.topics.ensure(wanted).await?;
         let count = partitions.get(topic).copied().unwrap_or(1);
-        Ok(partition_of(&self.identity.instance, count))
+        let partition = partition_of(&self.identity.instance, count);
+        let (requests, settings) = (Arc::clone(&self.requests), self.settings.clone());
+        let name = topic.to_owned();
+        let end = blocking(move || {
+            patiently(|| requests.end(&name, partition))
+                .map_err(|error| settings.failed("find the end of the reply topic", error))
+        });
+        reader.follow(topic, partition, end.await?).await?;
+        Ok(partition)
     }
 
     pub(super) async fn close(&self) {

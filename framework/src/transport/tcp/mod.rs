@@ -1,9 +1,11 @@
 //! TCP between two processes, without a broker: many calls in flight on one connection, replies in
 //! completion order.
 //!
-//! The wire is described in `docs/wire/tcp.md`. Nothing is stored: an event reaches the one peer it
-//! is sent to if that is there, and replicas share the work because clients spread their calls
-//! over the addresses they were given.
+//! A server speaks two wires, and the first byte of a connection says which: the native one
+//! (`frame`) and that of NestJS (`text`, `packet`). Both are described in `docs/wire/tcp.md`.
+//!
+//! Nothing is stored: an event reaches the one peer it is sent to if that is there, and replicas
+//! share the work because clients spread their calls over the addresses they were given.
 
 mod alive;
 mod answer;

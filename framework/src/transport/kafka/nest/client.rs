@@ -122,16 +122,14 @@ impl NestClient {
         new
     }
 
-    /// Has a position in the reply topic before the first request of its pattern is sent: a reply
-    /// that is written before its reader has one would be lost.
+    /// Done before the first request of a pattern is sent.
     async fn read_replies(&self, topic: &str) -> Result<ReplyTopic, Error> {
         let name = topics::nest_replies(topic)?;
         let reader = self
             .reader
             .get_or_try_init(|| async { self.open_reader() })
             .await?;
-        let partition = self.sender.reply_partition(&name).await?;
-        reader.follow(&name, partition).await?;
+        let partition = self.sender.read_replies(reader, &name).await?;
         Ok(ReplyTopic { name, partition })
     }
 
