@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use clap::builder::NonEmptyStringValueParser;
 use nestling::{
-    BoxFuture, Codec, Context, Handler, Headers, Reply, Router, RpcError, Server, header, service,
+    BoxFuture, Codec, Context, Handler, Headers, Reply, Router, RpcError, Server, service,
 };
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -27,6 +27,8 @@ use crate::{
 /// On a broker it is a service of its own, so that it takes no event away from another. A message
 /// that another service answers as well gets two answers, or on Redis is taken away from it: leave
 /// those alone with --events.
+///
+/// Both wires are answered; --wire native leaves NestJS applications out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Listen {
@@ -47,7 +49,8 @@ pub(crate) struct Listen {
         conflicts_with = "echo"
     )]
     reply: Option<String>,
-    /// Take events only, and leave messages to whoever answers them
+    /// Take events only, and leave messages to whoever answers them. NestJS has no such thing: a
+    /// message of its wire that comes by is answered with nothing
     #[arg(long, conflicts_with_all = ["echo", "reply"])]
     events: bool,
     /// Print nothing of what arrives
@@ -179,7 +182,7 @@ impl Listener {
             (Kind::Event, _) => Ok(Reply::None),
             (Kind::Message, Answer::Echo) => Ok(Reply::Value(cx.envelope().payload.clone())),
             (Kind::Message, Answer::Json(answer)) => match Codec::of(cx.headers())? {
-                Codec::Json => Ok(Reply::Value(answer.clone())),
+                Codec::Json | Codec::Text => Ok(Reply::Value(answer.clone())),
                 _ => Err(RpcError::invalid_argument("only JSON is answered here")),
             },
         }
@@ -225,16 +228,14 @@ impl<'a> Heard<'a> {
             attempt: cx.attempt(),
         };
         let payload = &*cx.envelope().payload;
-        let is_json = matches!(
-            cx.header(header::CONTENT_TYPE),
-            None | Some("application/json")
-        );
-        if is_json {
-            heard.payload = match payload {
-                b"" => Some(RawValue::NULL),
-                json => serde_json::from_slice(json).ok(),
-            };
-        }
+        heard.payload = match (Codec::of(cx.headers()), payload) {
+            (Ok(Codec::Json | Codec::Text), b"") => Some(RawValue::NULL),
+            // Of text nobody knows whether `42` is a number.
+            (Ok(Codec::Json), json) | (Ok(Codec::Text), json @ [b'{' | b'[', ..]) => {
+                serde_json::from_slice(json).ok()
+            }
+            _ => None,
+        };
         if heard.payload.is_none() {
             match std::str::from_utf8(payload) {
                 Ok(text) => heard.text = Some(text),
@@ -251,7 +252,7 @@ fn as_map<S: Serializer>(headers: &Headers, serializer: S) -> Result<S::Ok, S::E
 
 #[cfg(test)]
 mod tests {
-    use nestling::Envelope;
+    use nestling::{Envelope, header};
 
     use super::*;
 
@@ -273,5 +274,7 @@ mod tests {
         check(b"hello", json, r#""text":"hello""#);
         check(b"\xff\x00", json, r#""base64":"/wA=""#);
         check(b"1", "application/x-bincode", r#""text":"1""#);
+        check(b"1", "text/plain", r#""text":"1""#);
+        check(b"[1]", "text/plain", r#""payload":[1]"#);
     }
 }

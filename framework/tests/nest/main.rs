@@ -97,7 +97,10 @@ macro_rules! cases {
             records::a_retriable_failure_is_tried_again if kafka nest_server;
             records::a_record_of_nestjs_is_its_value if kafka nest_caller;
 
+            records::an_event_for_both_is_heard_by_nestjs if kafka nestling_caller nest_server;
+
             replicas::a_request_is_answered_by_one_of_two if nestling_server shares;
+            replicas::a_server_may_keep_to_its_own_wire if nest_caller nestling_server tcp;
             replicas::a_draining_server_answers_what_is_in_work if nestling_server;
             replicas::a_caller_survives_a_restarted_server if nestling_server;
         }

@@ -21,6 +21,10 @@ pub(crate) fn nestling_server(_: Transport, half: Half) -> bool {
     half.server == Side::Nestling
 }
 
+pub(crate) fn tcp(transport: Transport, _: Half) -> bool {
+    transport == Transport::Tcp
+}
+
 pub(crate) fn kafka(transport: Transport, _: Half) -> bool {
     transport == Transport::Kafka
 }

@@ -1,8 +1,10 @@
 //! Kafka's records: keys, text and what NestJS takes for a description of one.
 
+use nestling::Client;
+use nestling_testkit::unique;
 use serde_json::{Value, json};
 
-use crate::stage::{Side, Stage};
+use crate::stage::{Side, Stage, within};
 
 pub(crate) async fn a_handler_sees_the_record(stage: Stage) {
     if stage.half.server == Side::Nestling {
@@ -40,6 +42,19 @@ pub(crate) async fn a_retriable_failure_is_tried_again(stage: Stage) {
     let reply = stage.send("kafka.retriable", json!(1)).await;
     let text = reply.as_str().unwrap_or_default();
     assert!(text.starts_with("attempt "), "{reply}");
+}
+
+/// A nestling service that emits on its own wire is heard where NestJS listens, if its URL says so.
+pub(crate) async fn an_event_for_both_is_heard_by_nestjs(stage: Stage) {
+    let url = format!("{}?topic=both", stage.url());
+    let client = within("a client to connect", Client::connect(url)).await;
+    let client = client.unwrap();
+    let data = json!({ "mark": unique("e") });
+    let pattern = stage.at("event.happened").text;
+    let emitted = client.emit_at(pattern, &data).header("x-trace", "t").await;
+    assert_eq!(emitted, Ok(()));
+    let seen = stage.seen("event.happened", |seen| *seen == data).await;
+    assert_eq!(seen["metadata"]["x-trace"], json!("t"), "{seen}");
 }
 
 /// A NestJS caller may give a key and headers; the handler gets the value.

@@ -6,11 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nestling::{Router, RpcError, Running, Server};
+use nestling::{Client, Router, RpcError, Running, Server};
 use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::{
+    caller::Failure,
     names::Names,
     stage::{Stage, Transport, connect, eventually, serve, within},
 };
@@ -41,6 +42,24 @@ pub(crate) async fn a_request_is_answered_by_one_of_two(stage: Stage) {
     }
     one.shutdown().await;
     two.shutdown().await;
+}
+
+/// A NestJS caller is refused, and a nestling one is served. Elsewhere than on TCP the first would wait for ever.
+pub(crate) async fn a_server_may_keep_to_its_own_wire(stage: Stage) {
+    let names = Names::new();
+    let server = serve(&format!("{}?wire=native", own_url(&stage)), &names).await;
+    let url = reached(&stage, &server);
+    let caller = connect(stage.half.caller, &url, &names).await;
+    let (pattern, number) = (names.at("double"), json!(21));
+    let refused = caller.send(&pattern, &number, &[]).await;
+    assert!(
+        matches!(refused, Err(Failure::Exception(..))),
+        "{refused:?}"
+    );
+    let native = within("a client to connect", Client::connect(url)).await;
+    let reply = native.unwrap().send_at::<u64>(pattern.text, &number).await;
+    assert_eq!(reply, Ok(42));
+    within("a server to stop", server.shutdown()).await;
 }
 
 pub(crate) async fn a_draining_server_answers_what_is_in_work(stage: Stage) {

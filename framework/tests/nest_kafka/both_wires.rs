@@ -233,3 +233,47 @@ async fn a_request_that_waited_beyond_its_deadline_is_not_handled() {
     assert_eq!(reply.text(), Some("2"));
     server.shutdown().await;
 }
+
+/// A service that tells a channel what it was asked.
+fn asked(pattern: &str) -> (Router, mpsc::UnboundedReceiver<String>) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let handler = move |Payload(text): Payload<String>| {
+        tell.send(text).unwrap();
+        async { Ok::<_, RpcError>(()) }
+    };
+    let router = Router::new().message_with(pattern.to_owned(), true, handler);
+    (router, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_service_has_answered_is_not_answered_again() {
+    let url = kafka!();
+    let ask = format!("{}.ask", unique("earlier"));
+    let peer = Peer::new(&url);
+    peer.make_topics(std::slice::from_ref(&ask), 1).await;
+    let request = |text: &str| Plain::new(text).asking("c", "nobody.reply");
+    peer.send(&ask, &request("answered"));
+    let (router, mut told) = asked(&ask);
+    let server = start(&url, &unique("successor"), router).await;
+    peer.send(&ask, &request("new"));
+    assert_eq!(next(&mut told).await, "new");
+    server.shutdown().await;
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_goes_on_where_a_nestjs_service_of_its_group_has_stopped() {
+    let url = kafka!();
+    let (ask, group) = (format!("{}.ask", unique("group")), unique("old-server"));
+    let peer = Peer::new(&url);
+    peer.make_topics(std::slice::from_ref(&ask), 1).await;
+    for text in ["answered", "waiting"] {
+        peer.send(&ask, &Plain::new(text).asking("c", "nobody.reply"));
+    }
+    peer.commit_as(&group, &ask, 1);
+    let (router, mut told) = asked(&ask);
+    let server = start(&url, &group, router).await;
+    assert_eq!(next(&mut told).await, "waiting");
+    server.shutdown().await;
+    assert!(told.try_recv().is_err());
+}

@@ -9,7 +9,7 @@ use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
@@ -79,6 +79,8 @@ impl Peer {
             .set("bootstrap.servers", url.strip_prefix("kafka://").unwrap())
             .set("group.id", "none")
             .set("fetch.wait.max.ms", "20")
+            .set("fetch.error.backoff.ms", "10")
+            .set("linger.ms", "0")
             .set("allow.auto.create.topics", "false");
         Self {
             producer: config.create().unwrap(),
@@ -103,6 +105,27 @@ impl Peer {
                 assert!(Instant::now() < deadline, "{name} is not there");
             }
         }
+    }
+
+    /// Reads a topic of one partition as a member of a group, and leaves once it has committed.
+    pub(crate) fn commit_as(&self, group: &str, topic: &str, position: i64) {
+        let member: BaseConsumer = self
+            .config
+            .clone()
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "roundrobin")
+            .create()
+            .unwrap();
+        member.subscribe(&[topic]).unwrap();
+        let deadline = Instant::now() + SOON;
+        while member.assignment().unwrap().count() == 0 {
+            assert!(Instant::now() < deadline, "{group} has no partition");
+            drop(member.poll(Duration::from_millis(10)));
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, Offset::Offset(position))
+            .unwrap();
+        member.commit(&list, CommitMode::Sync).unwrap();
     }
 
     fn partitions(&self, topic: &str) -> i32 {
@@ -133,7 +156,9 @@ impl Peer {
             .send(sent)
             .map_err(|(error, _)| error)
             .unwrap();
-        self.producer.flush(SOON).unwrap();
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+        }
     }
 
     /// Every record that these topics have now, those of a partition in order.
@@ -141,13 +166,18 @@ impl Peer {
         let mut left = 0;
         let mut list = TopicPartitionList::new();
         for topic in topics.iter().collect::<HashSet<_>>() {
-            left += self.count(topic);
             for partition in 0..self.partitions(topic) {
-                list.add_partition_offset(topic, partition, Offset::Beginning)
+                let (low, high) = self.marks(topic, partition);
+                left += high - low;
+                list.add_partition_offset(topic, partition, Offset::Offset(low))
                     .unwrap();
             }
         }
         self.consumer.assign(&list).unwrap();
+        for topic in topics {
+            // The library looks for the leaders of new topics once a second otherwise.
+            self.consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        }
         let mut found = Vec::new();
         let deadline = Instant::now() + SOON;
         while left > 0 {

@@ -52,7 +52,13 @@ fn commands_meet_on(kind: Kind) {
         "actor=ada",
     ])
     .check(0, "");
-    // Each is a service of its own, so that both see it.
+    // Each is a service of its own, so that both see it. On NATS whoever takes events hears the
+    // messages as well, and answers nothing.
+    if kind == Kind::Nats {
+        for n in [1.5, 2.5] {
+            assert_eq!(watching.json()["payload"], n);
+        }
+    }
     for listening in [&mut answering, &mut watching] {
         let heard = listening.json();
         assert_eq!(
@@ -84,6 +90,58 @@ fn commands_meet_on_redis() {
 #[test]
 fn commands_meet_on_kafka() {
     commands_meet_on(Kind::Kafka);
+}
+
+/// The same in the words of NestJS applications, which every listener understands.
+fn nest_is_spoken_on(url: &str) {
+    let pattern = &*format!("{}.nest", unique("cli"));
+    let (mut listening, address) = Started::listening(["listen", url, pattern, "--echo"]);
+    let url = if url.starts_with("tcp:") {
+        &address
+    } else {
+        url
+    };
+    let payload = "{\"n\":1.50}";
+    let mut heard = |kind: &str| {
+        let line = listening.line();
+        assert!(line.contains("\"payload\":{\"n\":1.50},"), "{line}");
+        let heard: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&heard["pattern"], &heard["kind"]),
+            (&json!(pattern), &json!(kind))
+        );
+        assert_eq!(heard["headers"]["actor"], "ada");
+    };
+    let args = [
+        url,
+        pattern,
+        payload,
+        "--header",
+        "actor=ada",
+        "--wire",
+        "nest",
+    ];
+    let [a, b, c, d, e, f, g] = args;
+    let sent = run(["send", a, b, c, d, e, f, g, "--timeout", "1m"]);
+    sent.check(0, &format!("{payload}\n"));
+    heard("message");
+    run(["emit", a, b, c, d, e, f, g]).check(0, "");
+    heard("event");
+    listening.interrupt().check(0, "");
+}
+
+#[test]
+fn nest_is_spoken_on_tcp() {
+    nest_is_spoken_on("tcp://127.0.0.1:0");
+}
+
+#[test]
+fn nest_is_spoken_on_every_broker() {
+    for kind in Kind::ALL {
+        if let Some(url) = broker_or_skip(kind) {
+            nest_is_spoken_on(&url);
+        }
+    }
 }
 
 #[test]

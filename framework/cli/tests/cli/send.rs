@@ -54,13 +54,13 @@ async fn headers_and_object_patterns_arrive() {
         let value = |name| cx.header(name).map(str::to_owned);
         Ok::<_, RpcError>((cx.pattern().to_owned(), value("actor"), value("x-own")))
     };
-    let pattern = r#"{"cmd": "tell"}"#;
+    let pattern = r#"{"cmd":"tell"}"#;
     let server = serve(Router::new().message_at(pattern, tell)).await;
     let url = server.address();
     let ended = run([
         "send",
         url,
-        pattern,
+        r#"{ "cmd": "tell" }"#,
         "--header",
         "Actor=ada",
         "--header",

@@ -67,6 +67,13 @@ impl Carries {
         }
     }
 
+    /// Whether a service that has never read the topic passes over what is there. What a NestJS
+    /// application asked has no deadline, and may have been answered by a service that was here
+    /// before.
+    pub(super) fn begins_at_end(&self) -> bool {
+        self.purpose() == Purpose::Events || self.nest != Nest::Off
+    }
+
     /// Whether offsets are committed before their records are delivered.
     pub(super) fn commits_first(&self) -> bool {
         matches!(
@@ -215,6 +222,8 @@ mod tests {
         let carried = of("wire=native", &["user.get"], &["order.placed"]).unwrap();
         assert_eq!(carried.len(), 2);
         assert!(carried.values().all(|carries| carries.nest == Nest::Off));
+        assert!(!carried["user.get"].begins_at_end());
+        assert!(carried["order.events"].begins_at_end());
     }
 
     #[test]

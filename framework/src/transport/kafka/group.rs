@@ -38,7 +38,6 @@ use super::{
     patiently,
     record::Foreign,
     replies::ReplyWriter,
-    topics::Purpose,
 };
 use crate::transport::{Source, Subscription, pending::lock};
 
@@ -143,8 +142,8 @@ impl Group {
         Ok(consumer)
     }
 
-    /// Finds out where to begin in topics of events that this service has never read: at their
-    /// end, as it is now. Blocks.
+    /// Finds out where to begin in topics that this service has never read: most at their end, as it
+    /// is now. Blocks.
     pub(super) fn find_ends(
         &self,
         consumer: &GroupConsumer,
@@ -153,7 +152,7 @@ impl Group {
         let mut all = TopicPartitionList::new();
         for (topic, count) in partitions {
             let carries = self.carried.get(topic);
-            if carries.is_some_and(|carries| carries.purpose() == Purpose::Events) {
+            if carries.is_some_and(|carries| carries.begins_at_end()) {
                 all.add_partition_range(topic, 0, count - 1);
             }
         }

@@ -16,7 +16,7 @@ use rdkafka::{
     message::BorrowedMessage,
 };
 
-use super::{Logged, Settings, blocking, let_go};
+use super::{CONNECT, Logged, Settings, blocking, let_go};
 use crate::transport::{Error, Task, pending::lock};
 
 /// How many replies of a partition one turn of the reading task takes.
@@ -71,8 +71,9 @@ impl Reader {
         let (reading, settings) = (Arc::clone(&self.reading), self.settings.clone());
         let topic = topic.to_owned();
         blocking(move || {
-            reading
-                .add(&topic, partition, end)
+            let added = reading.add(&topic, partition, end);
+            added
+                .and_then(|()| reading.find_leader(&topic))
                 .map_err(|error| settings.failed("read the reply topic", error))
         })
         .await
@@ -94,7 +95,7 @@ struct Open {
 }
 
 impl Reading {
-    /// Blocks.
+    /// Waits for the library, but not for the broker.
     fn add(&self, topic: &str, partition: i32, end: i64) -> KafkaResult<()> {
         let mut added = lock(&self.added);
         let is_this = |(known, number): &(String, i32)| known == topic && *number == partition;
@@ -117,6 +118,15 @@ impl Reading {
         // Something may have arrived before the queue was among those that are read.
         self.waker.wake();
         Ok(())
+    }
+
+    /// Has the library find out now who leads a topic it did not know, which it otherwise does once a
+    /// second. Blocks.
+    fn find_leader(&self, topic: &str) -> KafkaResult<()> {
+        match &self.open {
+            Some(open) => open.consumer.fetch_metadata(Some(topic), CONNECT).map(drop),
+            None => Ok(()),
+        }
     }
 
     async fn run(self: Arc<Self>, each: impl Fn(&BorrowedMessage<'_>) + Send + Sync + 'static) {

@@ -30,7 +30,7 @@ const LAST: &str = "last";
 const END: &str = "end";
 const FAIL: &str = "fail";
 /// More headers than this are more than anybody means.
-const MOST_HEADERS: usize = 256;
+const MOST_HEADERS: usize = 128;
 
 /// Where the replies to a request go, and on which wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
