@@ -18,8 +18,15 @@ use crate::pattern;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-pub const TARGETS: &[(&str, Target)] =
-    &[("pattern", pattern), ("packet", packet), ("answer", answer)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("pattern", pattern),
+    ("packet", packet),
+    ("answer", answer),
+    #[cfg(feature = "tcp")]
+    ("native_frame", native_frame),
+    #[cfg(feature = "tcp")]
+    ("nest_frame", nest_frame),
+];
 
 /// A pattern that an application wrote, or a name that was received.
 pub fn pattern(bytes: &[u8]) {
