@@ -17,7 +17,7 @@ mod fleet;
 
 use std::sync::mpsc::{self, Receiver};
 
-use contracts::{UserId, order::OrderStatus, payment::payment_id};
+use contracts::{Actor, Role, SessionId, UserId, order::OrderStatus, payment::payment_id};
 use nestling_testkit::{nestjs::App, or_skip, unique};
 use serde_json::{Value, json};
 use shop::Staff;
@@ -75,11 +75,11 @@ impl NestJs {
 }
 
 /// Asks once, with a client of its own.
-fn ask(url: &str, pattern: &str, data: &Value, actor: Option<&Buyer>) -> Option<Value> {
+fn ask(url: &str, pattern: &str, data: &Value, actor: Option<&Actor>) -> Option<Value> {
     let replies = json!([pattern]).to_string();
     let mut client = NestJs::start("client.mjs", url, &["--replies", &replies])?;
     let headers = match actor {
-        Some(buyer) => json!({ "actor": buyer.actor() }),
+        Some(actor) => json!({ "actor": actor.to_header() }),
         None => json!({}),
     };
     Some(client.send(pattern, data, &headers))
@@ -108,6 +108,11 @@ async fn nestjs_applications_take_part_in_the_shop() {
     let confirmed = buyer.until(placed.id, settled).await;
     assert_eq!(confirmed.status, OrderStatus::Confirmed);
 
+    let actor = Actor {
+        user_id: buyer.user_id,
+        roles: vec![Role::Customer],
+        session: SessionId::new(),
+    };
     tokio::task::spawn_blocking(move || {
         let heard = listener.next_line();
         assert_eq!(heard["event"], "order.placed");
@@ -124,11 +129,11 @@ async fn nestjs_applications_take_part_in_the_shop() {
         assert_eq!(listed["items"][0]["id"], json!(lamp), "{listed}");
 
         let which = json!({ "order_id": placed.id });
-        let shown = ask(&order, "order.get", &which, Some(&buyer)).unwrap();
+        let shown = ask(&order, "order.get", &which, Some(&actor)).unwrap();
         assert_eq!(shown["status"], "confirmed", "{shown}");
 
         let which = json!({ "payment_id": payment_id(placed.id, 1) });
-        let paid = ask(&payment, "payment.get", &which, Some(&buyer)).unwrap();
+        let paid = ask(&payment, "payment.get", &which, Some(&actor)).unwrap();
         assert_eq!(paid["id"], which["payment_id"], "{paid}");
     })
     .await

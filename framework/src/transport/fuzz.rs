@@ -18,8 +18,15 @@ use crate::pattern;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-pub const TARGETS: &[(&str, Target)] =
-    &[("pattern", pattern), ("packet", packet), ("answer", answer)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("pattern", pattern),
+    ("packet", packet),
+    ("answer", answer),
+    #[cfg(feature = "tcp")]
+    ("native_frame", native_frame),
+    #[cfg(feature = "tcp")]
+    ("nest_frame", nest_frame),
+];
 
 /// A pattern that an application wrote, or a name that was received.
 pub fn pattern(bytes: &[u8]) {
@@ -136,6 +143,8 @@ mod tests {
     #[test]
     fn the_corpus_finds_nothing() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        let corpora = fs::read_dir(&corpus).unwrap().count();
+        assert!(TARGETS.len() == corpora || !cfg!(feature = "tcp"));
         for (name, target) in TARGETS {
             let mut inputs = 0;
             for entry in fs::read_dir(corpus.join(name)).unwrap() {

@@ -52,11 +52,6 @@ impl Buyer {
         }
     }
 
-    /// The header that says who asks.
-    pub(crate) fn actor(&self) -> &str {
-        &self.actor
-    }
-
     /// Sends a message as this buyer.
     pub(crate) async fn send<M: Message<Shape = Single>>(
         &self,

@@ -9,6 +9,8 @@ use super::frame::Violation;
 /// The most bytes before the `#`, apart from white space.
 const MAX_PREFIX: usize = 1024;
 
+const NO_NUMBER: Violation = Violation("length is no number");
+
 /// Cuts what arrives into bodies.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
@@ -136,7 +138,8 @@ fn length(input: &mut BytesMut) -> Result<Option<usize>, Violation> {
         // What does not begin like a number will not become one.
         None => match unsigned(valid(prefix)) {
             "" => Ok(None),
-            begun => number(begun).map(|_| None),
+            begun if begun.starts_with(|c: char| c.is_ascii_digit()) => Ok(None),
+            _ => Err(NO_NUMBER),
         },
     }
 }
@@ -147,7 +150,7 @@ fn number(text: &str) -> Result<usize, Violation> {
     let digits = unsigned(text);
     let count = digits.bytes().take_while(u8::is_ascii_digit).count();
     if count == 0 {
-        return Err(Violation("length is no number"));
+        return Err(NO_NUMBER);
     }
     if text.trim_start_matches(is_blank).starts_with('-') {
         return Ok(0);
