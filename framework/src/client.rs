@@ -7,6 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use bytestring::ByteString;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::call::Call;
@@ -18,7 +19,9 @@ use crate::{
     envelope::{Envelope, header},
     error::RpcError,
     pattern,
-    transport::{Capabilities, ClientIdentity, ClientTransport, Error, ErrorKind, Wire},
+    transport::{
+        self, Capabilities, ClientIdentity, ClientTransport, DeadLetters, Error, ErrorKind, Wire,
+    },
 };
 
 /// How long a call waits, unless it says otherwise.
@@ -261,6 +264,25 @@ impl Client {
     /// The scheme of the transport behind it.
     pub fn transport(&self) -> &'static str {
         self.inner.transport.name()
+    }
+
+    /// Gives a dead letter once more to the handlers that failed, and removes it; false if there is
+    /// none with this id. Handlers should expect to see such an event twice: a crash in between leaves
+    /// the dead letter where it is.
+    ///
+    /// # Errors
+    /// When the event was not acknowledged, or the dead letters cannot be reached.
+    pub async fn replay(
+        &self,
+        dead_letters: &dyn DeadLetters,
+        service: &str,
+        id: &str,
+    ) -> Result<bool, RpcError> {
+        let replayed = transport::replay(dead_letters, &*self.inner.transport, service, id);
+        match timeout(self.inner.timeout, replayed).await {
+            Ok(replayed) => Ok(replayed?),
+            Err(_) => Err(RpcError::deadline_exceeded("not replayed in time")),
+        }
     }
 
     /// Lets go of the connection; calls that wait end with `Unavailable`.

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::transport::{
-    self, ClientIdentity, ClientTransport, Error, ErrorKind, Memory, ServerTransport,
+    self, ClientIdentity, ClientTransport, DeadLetters, Error, ErrorKind, Memory, ServerTransport,
 };
 
 /// A transport URL, a [`Memory`], or a transport of your own.
@@ -39,6 +39,19 @@ impl Endpoint {
             Target::Memory(memory) => Ok(memory.client()),
             Target::Client(client) => Ok(Arc::clone(client)),
             Target::Server(server) => Err(wrong_side(server.name(), "connect")),
+        }
+    }
+
+    /// The events that services have given up on this transport.
+    ///
+    /// # Errors
+    /// When the transport keeps none, or cannot be reached.
+    pub async fn dead_letters(&self) -> Result<Arc<dyn DeadLetters>, Error> {
+        match &self.target {
+            Target::Url(url) => transport::open_dead_letters(url).await,
+            Target::Memory(memory) => Ok(Arc::new(memory.clone())),
+            Target::Client(client) => Err(wrong_side(client.name(), "show dead letters")),
+            Target::Server(server) => Err(wrong_side(server.name(), "show dead letters")),
         }
     }
 

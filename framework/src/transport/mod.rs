@@ -502,6 +502,8 @@ pub(crate) struct Scheme {
     pub(crate) options: &'static [&'static str],
     pub(crate) server: fn(Address) -> Opened<dyn ServerTransport>,
     pub(crate) client: fn(Address, ClientIdentity) -> Opened<dyn ClientTransport>,
+    /// Where the transport keeps what services give up, if it does.
+    pub(crate) dead_letters: Option<fn(Address) -> Opened<dyn DeadLetters>>,
 }
 
 /// Who is calling, for transports on which replies are addressed to a service and an instance.
@@ -567,6 +569,18 @@ pub(crate) async fn open_client(
 ) -> Result<Arc<dyn ClientTransport>, Error> {
     let (scheme, address) = find(url)?;
     (scheme.client)(address, identity).await
+}
+
+/// Opens the dead letters of what `url` names.
+pub(crate) async fn open_dead_letters(url: &str) -> Result<Arc<dyn DeadLetters>, Error> {
+    let (scheme, address) = find(url)?;
+    match scheme.dead_letters {
+        Some(open) => open(address).await,
+        None => Err(Error::new(
+            ErrorKind::Config,
+            format!("{}:// keeps no dead letters", scheme.name),
+        )),
+    }
 }
 
 /// A task that ends with its owner.

@@ -43,6 +43,7 @@ pub(super) const SCHEME: Scheme = Scheme {
     options: &["partitions", "replication", "topic", "wire"],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
+    dead_letters: None,
 };
 
 const NAME: &str = "kafka";

@@ -32,6 +32,7 @@ pub(super) const SCHEME: Scheme = Scheme {
     options: &["wire", "mark"],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
+    dead_letters: None,
 };
 
 const NAME: &str = "nats";

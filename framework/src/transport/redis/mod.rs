@@ -52,6 +52,7 @@ pub(super) const SCHEME: Scheme = Scheme {
             Ok(client)
         })
     },
+    dead_letters: None,
 };
 
 /// The channels of NestJS only.
@@ -66,6 +67,7 @@ pub(super) const SCHEME_PUBSUB: Scheme = Scheme {
             Ok(client)
         })
     },
+    dead_letters: None,
 };
 
 const SERVER_WIRES: &str =

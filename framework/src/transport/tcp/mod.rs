@@ -46,6 +46,7 @@ pub(super) const SCHEME: Scheme = Scheme {
             Ok(Arc::new(TcpClient::new(settings)) as Arc<dyn ClientTransport>)
         })
     },
+    dead_letters: None,
 };
 
 const NAME: &str = "tcp";

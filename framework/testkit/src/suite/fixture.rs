@@ -3,13 +3,13 @@
 use std::{
     fmt,
     future::Future,
-    sync::{LazyLock, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
 use nestling::{
     Builder, Client, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
-    transport::{Capabilities, Memory},
+    transport::{Capabilities, DeadLetters, Memory},
 };
 use tokio::runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -261,6 +261,14 @@ impl Stage {
             Place::Peer(url) => url.into(),
             Place::Broker { .. } => self.place.broker_url().into(),
         }
+    }
+
+    /// What services have given up.
+    pub async fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        let endpoint = self.endpoint();
+        within("dead letters to open", endpoint.dead_letters())
+            .await
+            .expect("the dead letters open")
     }
 
     /// A server that listens on the transport.

@@ -16,6 +16,7 @@
 pub mod broker;
 pub mod calls;
 pub mod crashes;
+pub mod dead_letters;
 pub mod errors;
 pub mod events;
 mod fixture;
@@ -99,6 +100,13 @@ macro_rules! conformance_cases {
             events::the_failure_of_one_handler_does_not_repeat_the_other;
             events::an_oversize_event_is_refused;
             events::events_wait_for_a_stopped_service if durable;
+
+            dead_letters::an_event_that_cannot_pass_is_kept_with_all_it_had if dead_letters;
+            dead_letters::an_event_tried_in_vain_is_kept if dead_letters;
+            dead_letters::a_replayed_event_reaches_only_the_handlers_that_failed if dead_letters fan_out;
+            dead_letters::a_discarded_dead_letter_is_gone if dead_letters;
+            dead_letters::dead_letters_are_listed_page_by_page_and_by_service if dead_letters;
+            dead_letters::tries_are_counted_on_by_the_next_replica if dead_letters redelivers;
 
             replicas::two_replicas_share if replicas_share;
             replicas::a_draining_server_answers_what_is_in_work;

@@ -39,3 +39,8 @@ pub fn replicas_share(capabilities: &Capabilities) -> bool {
 pub fn redelivers(capabilities: &Capabilities) -> bool {
     capabilities.redelivers
 }
+
+/// What a service gives up is kept.
+pub fn dead_letters(capabilities: &Capabilities) -> bool {
+    capabilities.dead_letters
+}
