@@ -59,6 +59,15 @@ impl Code {
 
 impl Code {
     /// The code that has this name on the wire, `NOT_FOUND`, if there is one.
+    #[cfg_attr(
+        not(any(
+            feature = "tcp",
+            feature = "nats",
+            feature = "redis",
+            feature = "kafka"
+        )),
+        allow(dead_code, reason = "only wires have names of codes")
+    )]
     pub(crate) fn by_name(name: &str) -> Option<Self> {
         let code = Self::deserialize(StrDeserializer::<serde::de::value::Error>::new(name)).ok();
         code.filter(|code| *code != Self::Unknown || name == "UNKNOWN")

@@ -48,6 +48,15 @@ mod extract;
 mod handler;
 mod introspect;
 mod layer;
+#[cfg_attr(
+    not(all(
+        feature = "tcp",
+        feature = "nats",
+        feature = "redis",
+        feature = "kafka"
+    )),
+    allow(dead_code, unused_imports, reason = "each transport uses a part of it")
+)]
 mod pattern;
 mod router;
 mod server;

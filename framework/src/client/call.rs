@@ -5,7 +5,7 @@ use std::{fmt, future::IntoFuture, marker::PhantomData, time::Duration};
 use bytes::Bytes;
 use bytestring::ByteString;
 use futures_core::Stream;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Client, Inner, check_guarantee};
@@ -52,6 +52,17 @@ impl<'a> Call<'a> {
         }
     }
 
+    fn payload(&mut self, payload: Bytes) {
+        let is_json = || serde_json::from_slice::<IgnoredAny>(&payload).is_ok();
+        // It becomes a part of JSON there, and would break the connection.
+        if self.client.inner.wire == Wire::Nest && !payload.is_empty() && !is_json() {
+            let error = "the payload is no JSON, which is all that NestJS's wire carries";
+            self.envelope = Err(RpcError::invalid_argument(error));
+        } else if let Ok(envelope) = &mut self.envelope {
+            envelope.payload = payload;
+        }
+    }
+
     /// How replies are read.
     fn reply_codec(&self) -> Codec {
         match self.client.inner.wire {
@@ -89,11 +100,10 @@ macro_rules! call_options {
                 self
             }
 
-            /// Sends these bytes as they are: a payload that is encoded already, or none at all.
+            /// Sends these bytes as they are: a payload that is encoded already, or none at all. On
+            /// NestJS's wire it has to be JSON.
             pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
-                if let Ok(envelope) = &mut self.call.envelope {
-                    envelope.payload = payload.into();
-                }
+                self.call.payload(payload.into());
                 self
             }
 

@@ -19,6 +19,15 @@ mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg_attr(
+    not(all(
+        feature = "tcp",
+        feature = "nats",
+        feature = "redis",
+        feature = "kafka"
+    )),
+    allow(dead_code, unused_imports, reason = "each transport uses a part of it")
+)]
 mod nest;
 mod pending;
 #[cfg(feature = "redis")]

@@ -294,3 +294,15 @@ async fn many_callers_and_large_payloads_share_one_connection() {
     });
     within(futures_util::future::join_all(calls)).await;
 }
+
+#[tokio::test]
+async fn a_payload_that_is_no_json_is_refused_before_it_breaks_the_connection() {
+    let server = serve(router()).await;
+    let client = Client::connect(format!("{}?wire=nest", server.address()))
+        .await
+        .unwrap();
+    let send = |payload: &'static str| client.send_at::<u32>("echo", &()).payload(payload);
+    let refused = send("{oops").await.unwrap_err();
+    assert_eq!(refused.code, Code::InvalidArgument);
+    assert_eq!(send("7").await, Ok(7));
+}
