@@ -2,20 +2,16 @@
 
 use std::pin::pin;
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use clap::builder::NonEmptyStringValueParser;
-use nestling::{
-    BoxFuture, Codec, Context, Handler, Headers, Reply, Router, RpcError, Server, service,
-};
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
+use nestling::{BoxFuture, Codec, Context, Handler, Reply, Router, RpcError, Server, service};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     call::json,
     outcome::Failure,
-    output::Output,
+    output::{Carried, Output},
     target::{Pattern, Target},
 };
 
@@ -205,49 +201,20 @@ impl Handler<Self> for Hears {
 struct Heard<'a> {
     pattern: &'a str,
     kind: Kind,
-    #[serde(serialize_with = "as_map")]
-    headers: &'a Headers,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
+    #[serde(flatten)]
+    carried: Carried<'a>,
     attempt: u32,
 }
 
 impl<'a> Heard<'a> {
     fn new(kind: Kind, cx: &'a Context) -> Self {
-        let mut heard = Self {
+        Self {
             pattern: cx.pattern(),
             kind,
-            headers: cx.headers(),
-            payload: None,
-            text: None,
-            base64: None,
+            carried: Carried::by(cx.envelope()),
             attempt: cx.attempt(),
-        };
-        let payload = &*cx.envelope().payload;
-        heard.payload = match (Codec::of(cx.headers()), payload) {
-            (Ok(Codec::Json | Codec::Text), b"") => Some(RawValue::NULL),
-            // Of text nobody knows whether `42` is a number.
-            (Ok(Codec::Json), json) | (Ok(Codec::Text), json @ [b'{' | b'[', ..]) => {
-                serde_json::from_slice(json).ok()
-            }
-            _ => None,
-        };
-        if heard.payload.is_none() {
-            match std::str::from_utf8(payload) {
-                Ok(text) => heard.text = Some(text),
-                Err(_) => heard.base64 = Some(BASE64.encode(payload)),
-            }
         }
-        heard
     }
-}
-
-fn as_map<S: Serializer>(headers: &Headers, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(headers.iter().map(|(name, value)| (&**name, &**value)))
 }
 
 #[cfg(test)]

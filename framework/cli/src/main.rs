@@ -5,6 +5,7 @@
 //! command comes to.
 
 mod call;
+mod dead_letters;
 mod emit;
 mod listen;
 mod outcome;
@@ -33,6 +34,7 @@ enum Command {
     Send(send::Send),
     Emit(emit::Emit),
     Listen(listen::Listen),
+    DeadLetters(dead_letters::DeadLetters),
 }
 
 impl Command {
@@ -40,7 +42,7 @@ impl Command {
     fn log_filter(&self) -> &'static str {
         match self {
             // What went wrong is their last word, in JSON, and should be the only one.
-            Self::Send(_) | Self::Emit(_) => "off",
+            Self::Send(_) | Self::Emit(_) | Self::DeadLetters(_) => "off",
             Self::Listen(_) => "warn",
         }
     }
@@ -50,6 +52,7 @@ impl Command {
             Self::Send(send) => send.run().await,
             Self::Emit(emit) => emit.run().await,
             Self::Listen(listen) => listen.run().await,
+            Self::DeadLetters(dead_letters) => dead_letters.run().await,
         }
     }
 }

@@ -1,10 +1,14 @@
-//! Standard output: JSON, a line for each value.
+//! Standard output: JSON, a line for each value, and what an envelope carries as a part of it.
 
 use std::{
     io::{self, Write},
     sync::Arc,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use nestling::{Codec, Envelope, Headers};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 
 /// Standard output, to which lines are written whole and in the order in which they were given.
@@ -30,6 +34,45 @@ impl Output {
             .await
             .map_err(io::Error::other)?
     }
+}
+
+/// What an envelope carries, as it is printed: a payload that is not JSON is text or base64 instead.
+#[derive(Serialize)]
+pub(crate) struct Carried<'a> {
+    #[serde(serialize_with = "as_map")]
+    headers: &'a Headers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+}
+
+impl<'a> Carried<'a> {
+    pub(crate) fn by(envelope: &'a Envelope) -> Self {
+        let headers = &envelope.headers;
+        let payload = &*envelope.payload;
+        let json = match (Codec::of(headers), payload) {
+            (Ok(Codec::Json | Codec::Text), b"") => Some(RawValue::NULL),
+            // Of text nobody knows whether `42` is a number.
+            (Ok(Codec::Json), json) | (Ok(Codec::Text), json @ [b'{' | b'[', ..]) => {
+                serde_json::from_slice(json).ok()
+            }
+            _ => None,
+        };
+        let text = std::str::from_utf8(payload).ok();
+        Self {
+            headers,
+            payload: json,
+            text: text.filter(|_| json.is_none()),
+            base64: (json.is_none() && text.is_none()).then(|| BASE64.encode(payload)),
+        }
+    }
+}
+
+fn as_map<S: Serializer>(headers: &Headers, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(headers.iter().map(|(name, value)| (&**name, &**value)))
 }
 
 /// Line breaks in a JSON text are between its tokens: those in its strings are escaped.

@@ -7,6 +7,7 @@
 )]
 
 mod brokers;
+mod dead_letters;
 mod emit;
 mod help;
 mod listen;

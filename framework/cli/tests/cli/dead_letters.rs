@@ -1,0 +1,136 @@
+//! `nestling dead-letters`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use nestling::{Guarantee, Payload, transport::Capabilities};
+use nestling_testkit::{Kind, broker_or_skip, unique};
+
+use super::*;
+
+#[test]
+fn what_has_no_dead_letters_is_a_usage_error() {
+    let ended = run([
+        "dead-letters",
+        "list",
+        "tcp://127.0.0.1:1",
+        "--service",
+        "s",
+    ]);
+    ended.check(64, "");
+    run([
+        "dead-letters",
+        "replay",
+        "redis://127.0.0.1:1",
+        "--service",
+        "s",
+    ])
+    .check(64, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_are_listed_shown_replayed_and_discarded() {
+    for (kind, options) in [
+        (Kind::Redis, ""),
+        (Kind::Kafka, ""),
+        (Kind::Nats, "?events=jetstream"),
+    ] {
+        let Some(url) = broker_or_skip(kind) else {
+            continue;
+        };
+        walk(&format!("{url}{options}")).await;
+    }
+}
+
+/// Lets two events die, replays one and discards the other.
+async fn walk(url: &str) {
+    let (service, pattern) = (unique("cli-dead"), unique("cli-dead-event"));
+    let pattern = format!("{pattern}.happened");
+    let mended = Arc::new(AtomicBool::new(false));
+    let (seen, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let handler = {
+        let mended = Arc::clone(&mended);
+        move |Payload(n): Payload<u64>| {
+            let broken = !mended.load(Ordering::SeqCst);
+            let told = if broken { Ok(()) } else { seen.send(n) };
+            async move {
+                told.map_err(nestling::RpcError::internal)?;
+                match broken {
+                    true => Err(nestling::RpcError::invalid_argument("broken")),
+                    false => Ok(()),
+                }
+            }
+        }
+    };
+    let router = Router::new().event_with(pattern.clone(), Guarantee::AtLeastOnce, handler);
+    let server = Server::new(&*service, router)
+        .listen(url)
+        .start()
+        .await
+        .unwrap();
+    let client = nestling::Client::connect(url).await.unwrap();
+    let Capabilities { dead_letters, .. } = client.capabilities();
+    if !dead_letters {
+        return server.shutdown().await;
+    }
+    for n in [1, 2] {
+        client
+            .emit_at(pattern.clone(), &n)
+            .header("key", "k")
+            .await
+            .unwrap();
+    }
+    let list = || {
+        let ended = run(["dead-letters", "list", url, "--service", &service]);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let lines = ended
+            .out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        lines.collect::<Vec<Value>>()
+    };
+    let deadline = Instant::now() + SOON;
+    let listed = loop {
+        let listed = list();
+        if listed.len() == 2 {
+            break listed;
+        }
+        assert!(Instant::now() < deadline, "{listed:?}");
+        tokio::time::sleep(POLL).await;
+    };
+    assert_eq!(listed[0]["pattern"], *pattern);
+    assert_eq!(listed[0]["attempts"], 1);
+    assert!(listed[0].get("payload").is_none(), "{listed:?}");
+    let id = |n: usize| listed[n]["id"].as_str().unwrap().to_owned();
+    let (first, second) = (id(0), id(1));
+
+    let shown = run(["dead-letters", "show", url, "--service", &service, &first]);
+    let shown: Value = serde_json::from_str(&shown.out).unwrap();
+    assert_eq!(shown["payload"], 1);
+    assert_eq!(shown["headers"]["key"], "k");
+
+    mended.store(true, Ordering::SeqCst);
+    let replayed = run(["dead-letters", "replay", url, "--service", &service, &first]);
+    replayed.check(0, &format!("\"{first}\"\n"));
+    let arrived = tokio::time::timeout(SOON, arrivals.recv()).await.unwrap();
+    assert_eq!(arrived, Some(1));
+    let gone = run(["dead-letters", "replay", url, "--service", &service, &first]);
+    assert_eq!(
+        (gone.code, &gone.error()["code"]),
+        (Some(1), &"NOT_FOUND".into())
+    );
+
+    let discarded = run([
+        "dead-letters",
+        "discard",
+        url,
+        "--service",
+        &service,
+        "--all",
+    ]);
+    discarded.check(0, &format!("\"{second}\"\n"));
+    assert_eq!(list(), Vec::<Value>::new());
+    server.shutdown().await;
+}
