@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     broker,
-    handlers::echo,
+    captured::handlers::echo,
     nest_client,
     peer::{Answer, Peer, SOON, command},
     start,
