@@ -5,6 +5,7 @@ mod run;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use bytestring::ByteString;
 use futures_util::{StreamExt, stream::SelectAll};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -238,6 +239,7 @@ impl Server {
                 instance: instance.clone(),
                 messages,
                 events,
+                heard: input.heard(work.router()),
                 temporary,
                 max_in_flight,
             };
@@ -333,6 +335,17 @@ impl Input {
         messages.sort_by(|one, other| one.pattern.cmp(&other.pattern));
         events.sort_by(|one, other| one.pattern.cmp(&other.pattern));
         (messages, events)
+    }
+
+    /// The events that it brings none of by itself.
+    fn heard(&self, router: &Router) -> Vec<ByteString> {
+        match self.takes_events() {
+            true => Vec::new(),
+            false => router
+                .events()
+                .map(|(pattern, _)| pattern.clone())
+                .collect(),
+        }
     }
 }
 

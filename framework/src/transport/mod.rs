@@ -276,6 +276,9 @@ pub struct Subscription {
     pub messages: Vec<MessagePattern>,
     /// Events to react to.
     pub events: Vec<EventPattern>,
+    /// Events that arrive by another transport, and may be emitted here too by who knows no better:
+    /// NestJS applications do, where the wire they speak promises nothing.
+    pub heard: Vec<ByteString>,
     /// Whether this process is all of the service and nobody comes back under its name, so that a
     /// broker need keep nothing for it once it has stopped.
     pub temporary: bool,

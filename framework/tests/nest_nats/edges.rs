@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use nestling::{Client, Code, Router, RpcError, Streaming};
+use nestling::{Client, Code, Router, RpcError};
 use nestling_testkit::unique;
 use serde_json::{Value, json};
 
 use crate::{
     broker,
+    captured::{
+        handlers::{calls, echo, note},
+        id_of, malformed, read, vectors,
+    },
     peer::{Frame, Peer, SOON},
     start,
-    vectors::{calls, echo, id_of, note, vectors},
 };
 
 /// How long a call waits for an answer that is not one.
@@ -55,7 +58,7 @@ async fn a_server_makes_of_odd_packets_what_nestjs_does() {
         assert_eq!(seen, expected, "{subject} {payload}");
 
         let mut handled = std::mem::take(&mut *calls.lock().unwrap());
-        handled.retain(|(_, data)| *data != json!("barrier"));
+        handled.retain(|call| call[1] != json!("barrier"));
         assert_eq!(json!(handled), case["handler_calls"], "{subject} {payload}");
     }
     server.shutdown().await;
@@ -137,52 +140,6 @@ async fn a_client_makes_of_odd_answers_what_nestjs_does() {
     }
 }
 
-async fn read(replies: &mut Streaming<Value>) -> (Vec<Value>, Option<RpcError>) {
-    let mut values = Vec::new();
-    loop {
-        match replies.try_next().await {
-            Ok(Some(value)) => values.push(value),
-            Ok(None) => return (values, None),
-            Err(error) => return (values, Some(error)),
-        }
-    }
-}
-
-/// Everything that is no packet, or no good one.
-fn malformed() -> Vec<Vec<u8>> {
-    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    let many: Vec<_> = (0..1000).map(|n| format!("\"m{n}\":1")).collect();
-    let many = many.join(",");
-    let long = "x".repeat(500_000);
-    let texts = [
-        "",
-        " ",
-        "{",
-        "}",
-        "{\"pattern\"",
-        "{\"pattern\":1",
-        "nul",
-        "1 2",
-        "\"\\ud800\"",
-        "[",
-        &deep,
-        &format!("{{\"pattern\":{deep},\"data\":1,\"id\":1}}"),
-        &format!("{{\"data\":{deep},\"id\":{deep}}}"),
-        &format!("{{\"data\":1,\"id\":\"{long}\"}}"),
-        &format!("{{\"data\":1,\"metadata\":{{{many}}},\"id\":1}}"),
-        "{\"data\":1,\"metadata\":{\"deadline\":\"99999999999999999999999\"},\"id\":1}",
-        "{\"data\":1,\"metadata\":{\"deadline\":\"-1\"},\"id\":1}",
-        "{\"data\":1,\"metadata\":[],\"id\":{}}",
-        "{\"data\":1,\"id\":null}",
-        "{\"id\":1,\"id\":2}",
-    ];
-    let mut all: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
-    all.push(b"\xff\xfe\x00".to_vec());
-    all.push(b"{\"data\":\"\xff\",\"id\":\"\xc3\"}".to_vec());
-    all.push(vec![0; 1 << 20]);
-    all
-}
-
 #[tokio::test]
 async fn nothing_malformed_hurts_anybody_on_either_wire() {
     let Some(broker) = broker() else { return };
@@ -227,7 +184,7 @@ async fn nothing_malformed_hurts_anybody_on_either_wire() {
                 .lock()
                 .unwrap()
                 .iter()
-                .filter(|c| c.1 == "well")
+                .filter(|c| c[1] == "well")
                 .count()
         };
         while has_come() < 2 {

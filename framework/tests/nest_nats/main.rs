@@ -6,6 +6,8 @@
     reason = "`allow-unwrap-in-tests` does not see helpers outside of tests"
 )]
 
+#[path = "../captured/mod.rs"]
+mod captured;
 mod edges;
 mod peer;
 mod vectors;

@@ -3,43 +3,22 @@
 //! As a server we get the bytes of the captured client and have to answer with those of the captured
 //! server; as a client it is the other way round. Where we differ, a table says how and why.
 
-use std::{collections::HashSet, sync::Mutex, time::Duration};
+use std::collections::HashSet;
 
-use futures_util::{StreamExt, stream};
-use nestling::{Client, Code, Context, Payload, Router, RpcError, Streaming, transport::Wire};
+use nestling::{Client, Code, Context, Payload, Router, RpcError, transport::Wire};
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::sleep;
 
 use crate::{
     broker,
+    captured::{
+        OTHER_REPLIES,
+        handlers::{self, Calls, calls, wait_for},
+        id_of, other, vectors,
+    },
     peer::{Frame, Peer, SOON},
     start,
 };
-
-/// What answers a request whose error no `RpcError` can say, or whose handlers' results we drop.
-const OTHER_REPLIES: [(&str, &str); 4] = [
-    // An RpcError has a message, and what else there is stands in its details.
-    (
-        "error_object",
-        r#"{"err":{"status":"error","message":"bad","details":{"code":42,"extra":[1,"x"],"message":"bad"}},"isDisposed":true,"id":ID}"#,
-    ),
-    // It always has a message...
-    (
-        "error_rpcexception_no_arg",
-        r#"{"err":{"status":"error","message":""},"isDisposed":true,"id":ID}"#,
-    ),
-    // ...which is text.
-    (
-        "error_rpcexception_number",
-        r#"{"err":{"status":"error","message":"5"},"isDisposed":true,"id":ID}"#,
-    ),
-    // Event handlers have no results here that could be joined.
-    (
-        "request_to_two_event_handlers",
-        r#"{"isDisposed":true,"id":ID}"#,
-    ),
-];
 
 /// What we send where the captured client sent something else, or nothing.
 const OTHER_REQUESTS: [(&str, &str); 5] = [
@@ -71,12 +50,6 @@ const NO_SUBJECTS: [&str; 3] = [
 
 /// Connecting is the client library's business: it names itself, and subscribes in a queue group.
 const HANDSHAKE: &str = "handshake";
-
-pub(crate) fn vectors(name: &str) -> Value {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nest/vectors");
-    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
 
 /// One call of the captured client, and the frames that belong to it.
 struct Case<'a> {
@@ -116,12 +89,12 @@ impl Case<'_> {
     }
 
     /// The calls of event handlers: their names and what they got.
-    fn handled(&self) -> Vec<(String, Value)> {
+    fn handled(&self) -> Vec<Value> {
         match &self.call["event_handler_calls"] {
             // Not written down when it was captured.
-            Value::Null if self.name == "event_record_headers" => vec![("evt".into(), json!("x"))],
+            Value::Null if self.name == "event_record_headers" => vec![json!(["evt", "x"])],
             Value::Null if self.name == "event_with_metadata" => {
-                vec![("evt".into(), json!({ "a": 1 }))]
+                vec![json!(["evt", { "a": 1 }])]
             }
             Value::Null => Vec::new(),
             calls => serde_json::from_value(calls.clone()).unwrap(),
@@ -146,46 +119,6 @@ fn bytes(frame: &Value) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(byte).collect()
 }
 
-fn other<'a>(table: &[(&'a str, &'a str)], name: &str) -> Option<&'a str> {
-    let found = table.iter().find(|(case, _)| *case == name);
-    found.map(|(_, packet)| *packet)
-}
-
-pub(crate) fn id_of(packet: &str) -> Option<String> {
-    let packet: Value = serde_json::from_str(packet).unwrap();
-    packet.get("id").map(Value::to_string)
-}
-
-/// What the handlers were called with: one log for each test's own server.
-pub(crate) type Calls = &'static Mutex<Vec<(String, Value)>>;
-
-pub(crate) fn calls() -> Calls {
-    Box::leak(Box::default())
-}
-
-/// An event handler that writes down what it gets.
-pub(crate) fn note(
-    calls: Calls,
-    name: &'static str,
-) -> impl Fn(Payload<Value>) -> std::future::Ready<Result<(), RpcError>> + Clone {
-    move |Payload(data)| {
-        calls.lock().unwrap().push((name.to_owned(), data));
-        std::future::ready(Ok(()))
-    }
-}
-
-async fn pause() {
-    sleep(Duration::from_millis(2)).await;
-}
-
-/// The values with time between them; the end is known with the last one.
-fn slowly<T: Send + 'static>(items: Vec<Result<T, RpcError>>) -> Streaming<T> {
-    Streaming::new(stream::iter(items).then(|item| async {
-        pause().await;
-        item
-    }))
-}
-
 #[derive(Serialize)]
 struct Seen {
     subj: String,
@@ -205,80 +138,14 @@ async fn seen(Payload(d): Payload<Value>, cx: Context) -> Result<Seen, RpcError>
     Ok(Seen { subj, h, d })
 }
 
-/// The captured server's handlers.
+/// The captured server's handlers, with those that only NATS has.
 fn router(calls: Calls) -> Router {
-    let fail = |text: &'static str| move || async move { Err::<(), _>(RpcError::unknown(text)) };
-    let none = || async { Streaming::of([0_u8; 0]) };
-    let odd = || async {
-        let details = json!({ "code": 42, "message": "bad", "extra": [1, "x"] });
-        Err::<(), _>(RpcError::unknown("bad").with_details(details))
-    };
-    let late = || async {
-        let values = stream::unfold(0, |n| async move {
-            match n {
-                0 => Some((Ok("a"), 1)),
-                _ => {
-                    pause().await;
-                    None
-                }
-            }
-        });
-        Streaming::new(values)
-    };
-    let end = |text: &'static str| vec![Ok(1), Ok(2), Err(RpcError::unknown(text))];
-    let sum = |Payload(numbers): Payload<Vec<i64>>| async move {
-        Ok::<i64, RpcError>(numbers.iter().sum())
-    };
-    let got =
-        |Payload(data): Payload<Value>| async move { Ok::<_, RpcError>(json!({ "got": data })) };
-    let number = |Payload(data): Payload<Value>| async move {
-        Ok::<_, RpcError>(format!("number pattern {data}"))
-    };
-    Router::new()
-        .message_at("echo", echo)
-        .message_at(r#"{"cmd":"sum"}"#, sum)
-        .message_at(
-            r#"{"z":1,"a":{"y":"q\"uote\\","b":true,"n":null},"B":[2,"x"]}"#,
-            got,
-        )
-        .message_at("stream3", || async { Streaming::of([1, 2, 3]) })
-        .message_at("stream.async", || async {
-            slowly(vec![Ok(1), Ok(2), Ok(3)])
-        })
-        .message_at("stream.late", late)
-        .message_at("empty", none)
-        .message_at("undef", none)
-        .message_at("nul", || async { Ok::<_, RpcError>(Value::Null) })
-        .message_at("promise.obs", || async { Streaming::of(["p", "q"]) })
-        .message_at("err.string", fail("boom"))
-        .message_at("err.object", odd)
-        .message_at("err.noarg", fail(""))
-        .message_at("err.number", fail("5"))
-        .message_at("err.unknown", fail("Internal server error"))
-        .message_at("err.http", fail("Internal server error"))
-        .message_at("err.raw", fail("Internal server error"))
-        .message_at("err.after", move || async move {
-            Streaming::new(stream::iter(end("mid")))
-        })
-        .message_at(
-            "err.after.async",
-            move || async move { slowly(end("late")) },
-        )
-        .message_at("guarded", fail("Forbidden resource"))
-        .message_at("123", number)
+    handlers::router(calls)
         .message_at("time.us.*", seen)
         .message_at("queued", || async { Ok::<_, RpcError>("q") })
         .message_at("deep.>", |cx: Context| async move {
             Ok::<_, RpcError>(cx.pattern().to_owned())
         })
-        .event_at("evt", note(calls, "evt"))
-        .event_at("dup", note(calls, "dup1"))
-        .event_at("dup", note(calls, "dup2"))
-        .event_at(r#"{"type":"created","kind":"user"}"#, note(calls, "evtObj"))
-}
-
-pub(crate) async fn echo(Payload(data): Payload<Value>) -> Result<Value, RpcError> {
-    Ok(data)
 }
 
 #[tokio::test]
@@ -320,21 +187,6 @@ async fn a_server_answers_a_captured_client_with_the_bytes_of_nestjs() {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
-}
-
-/// Waits until exactly these calls were made since the last time.
-async fn wait_for(calls: Calls, expected: Vec<(String, Value)>, case: &str) {
-    let done = async {
-        while calls.lock().unwrap().len() < expected.len() {
-            pause().await;
-        }
-    };
-    tokio::time::timeout(SOON, done).await.expect(case);
-    assert_eq!(
-        std::mem::take(&mut *calls.lock().unwrap()),
-        expected,
-        "{case}"
-    );
 }
 
 /// What our client has to be asked for, so that it sends the packet.

@@ -25,9 +25,9 @@ use tokio::{
 };
 
 use crate::{
+    captured::handlers::echo,
     peer::{Peer, SOON},
     start,
-    vectors::echo,
 };
 
 macro_rules! nats {

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use nestling::{Client, Code, Context, Payload, Router, RpcError, Streaming};
+use nestling::{Client, Code, Context, Payload, Router, RpcError};
 use serde_json::{Value, json};
 
 use crate::{
     broker,
-    handlers::{Calls, calls, echo, note, wait_for},
+    captured::{
+        handlers::{Calls, calls, echo, note, wait_for},
+        id_of, malformed, read, vectors,
+    },
     nest_client,
     peer::{Heard, Peer, SOON},
     start,
-    vectors::{id_of, vectors},
 };
 
 /// How long a call waits for an answer that is not one.
@@ -148,54 +150,6 @@ async fn a_client_makes_of_odd_answers_what_nestjs_does() {
             false => assert_eq!((end, &case["completed"]), (None, &json!(true)), "{name}"),
         }
     }
-}
-
-async fn read(replies: &mut Streaming<Value>) -> (Vec<Value>, Option<RpcError>) {
-    let mut values = Vec::new();
-    loop {
-        match replies.try_next().await {
-            Ok(Some(value)) => values.push(value),
-            Ok(None) => return (values, None),
-            Err(error) => return (values, Some(error)),
-        }
-    }
-}
-
-/// Everything that is no packet, or no good one.
-fn malformed() -> Vec<Vec<u8>> {
-    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    let many: Vec<_> = (0..1000).map(|n| format!("\"m{n}\":1")).collect();
-    let many = many.join(",");
-    let long = "x".repeat(500_000);
-    let texts = [
-        "",
-        " ",
-        "{",
-        "}",
-        "{}",
-        "{\"pattern\"",
-        "{\"pattern\":1",
-        "nul",
-        "1 2",
-        "\"\\ud800\"",
-        "[",
-        &deep,
-        &format!("{{\"pattern\":{deep},\"data\":1,\"id\":1}}"),
-        &format!("{{\"data\":{deep},\"id\":{deep}}}"),
-        &format!("{{\"data\":1,\"id\":\"{long}\"}}"),
-        &format!("{{\"data\":1,\"metadata\":{{{many}}},\"id\":1}}"),
-        "{\"data\":1,\"metadata\":{\"deadline\":\"99999999999999999999999\"},\"id\":1}",
-        "{\"data\":1,\"metadata\":{\"deadline\":\"-1\"},\"id\":1}",
-        "{\"data\":1,\"metadata\":[],\"id\":{}}",
-        "{\"data\":1,\"id\":null}",
-        "{\"id\":1,\"id\":2}",
-        "{\"response\":1,\"isDisposed\":true,\"id\":\"x\"}",
-    ];
-    let mut all: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
-    all.push(b"\xff\xfe\x00".to_vec());
-    all.push(b"{\"data\":\"\xff\",\"id\":\"\xc3\"}".to_vec());
-    all.push(vec![0; 1 << 20]);
-    all
 }
 
 #[tokio::test]

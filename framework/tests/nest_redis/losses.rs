@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     broker,
-    handlers::echo,
+    captured::handlers::echo,
     nest_client,
     peer::{Answer, Peer, SOON},
     start,

@@ -3,8 +3,9 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+#[path = "../captured/mod.rs"]
+mod captured;
 mod edges;
-mod handlers;
 mod losses;
 mod peer;
 mod vectors;

@@ -10,35 +10,15 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     broker,
-    handlers::{calls, router, wait_for},
+    captured::{
+        OTHER_REPLIES,
+        handlers::{calls, router, wait_for},
+        id_of, other, vectors,
+    },
     nest_client,
     peer::{Heard, Peer, SOON},
     start,
 };
-
-/// What answers a request whose error no `RpcError` can say, or whose handlers' results we drop.
-const OTHER_REPLIES: [(&str, &str); 4] = [
-    // An RpcError has a message, and what else there is stands in its details.
-    (
-        "error_object",
-        r#"{"err":{"status":"error","message":"bad","details":{"code":42,"extra":[1,"x"],"message":"bad"}},"isDisposed":true,"id":ID}"#,
-    ),
-    // It always has a message...
-    (
-        "error_rpcexception_no_arg",
-        r#"{"err":{"status":"error","message":""},"isDisposed":true,"id":ID}"#,
-    ),
-    // ...which is text.
-    (
-        "error_rpcexception_number",
-        r#"{"err":{"status":"error","message":"5"},"isDisposed":true,"id":ID}"#,
-    ),
-    // Event handlers have no results here that could be joined.
-    (
-        "request_to_two_event_handlers",
-        r#"{"isDisposed":true,"id":ID}"#,
-    ),
-];
 
 /// What we send where the captured client sent something else, or nothing.
 const OTHER_REQUESTS: [(&str, &str); 3] = [
@@ -64,12 +44,6 @@ const NO_GLOB_REPLY: &str = r#"{"response":{"got":{"k":"v"}},"isDisposed":true,"
 const HANDSHAKE: &str = "handshake";
 /// Two calls of one pattern at once, which are not in the list of calls.
 const CONCURRENT: &str = "concurrent_same_pattern";
-
-pub(crate) fn vectors(name: &str) -> Value {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nest/vectors");
-    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
 
 fn frames(file: &Value) -> &Vec<Value> {
     file["vectors"].as_array().unwrap()
@@ -145,17 +119,7 @@ fn bytes(frame: &Value) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(byte).collect()
 }
 
-fn other<'a>(table: &[(&'a str, &'a str)], name: &str) -> Option<&'a str> {
-    let found = table.iter().find(|(case, _)| *case == name);
-    found.map(|(_, packet)| *packet)
-}
-
 /// The id in a packet, in JSON.
-pub(crate) fn id_of(packet: &str) -> Option<String> {
-    let packet: Value = serde_json::from_str(packet).unwrap();
-    packet.get("id").map(Value::to_string)
-}
-
 /// What the captured server published, but for the differences in the table.
 fn replies(case: &Case<'_>) -> Vec<Heard> {
     let mut replies: Vec<_> = case.published("server->broker").map(message).collect();

@@ -12,7 +12,7 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 use nestling::{
     Client, Code, Context, Guarantee, Payload, Router, RpcError, Server, StartError, Streaming,
-    transport::ErrorKind,
+    transport::{ErrorKind, Memory},
 };
 use nestling_testkit::{Kind, broker_or_skip, unique};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     broker,
-    handlers::echo,
+    captured::handlers::echo,
     nest_client,
     peer::{Answer, Peer, SOON, command},
     start,
@@ -408,4 +408,28 @@ async fn a_server_that_stops_leaves_nothing_unanswered_that_it_has_heard() {
     tokio::time::timeout(4 * SOON, both)
         .await
         .expect("a call or the server hangs");
+}
+
+#[tokio::test]
+async fn an_event_whose_bus_is_elsewhere_is_heard_here_too() {
+    let url = redis!();
+    let service = unique("elsewhere");
+    let pattern = format!("{service}.happened");
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let hear = move |Payload(n): Payload<u64>| {
+        let sent = sender.send(n);
+        async move { sent.map_err(RpcError::internal) }
+    };
+    let bus = Memory::new();
+    let router = Router::new().event_with(pattern.clone(), Guarantee::AtLeastOnce, hear);
+    let server = Server::new(&*service, router).listen(&url).events(&bus);
+    let server = server.start().await.unwrap();
+    let mut nestjs = Peer::connect(&url).await;
+    let packet = format!(r#"{{"pattern":"{pattern}","data":1}}"#);
+    assert_eq!(nestjs.publish(&pattern, packet).await, 1);
+    assert_eq!(seen.recv().await, Some(1));
+    let client = Client::connect(&bus).await.unwrap();
+    client.emit_at(pattern, &2).await.unwrap();
+    assert_eq!(seen.recv().await, Some(2));
+    server.shutdown().await;
 }

@@ -186,6 +186,7 @@ mod tests {
             instance: "1".to_owned(),
             messages: messages.iter().map(message).collect(),
             events: events.iter().map(event).collect(),
+            heard: Vec::new(),
             temporary: false,
             max_in_flight: 8,
         }

@@ -51,7 +51,11 @@ impl Routes {
         let messages = subscription.messages.iter().map(|message| &message.pattern);
         let events = subscription.events.iter().map(|event| &event.pattern);
         Self {
-            routes: messages.chain(events).cloned().collect(),
+            routes: messages
+                .chain(events)
+                .chain(&subscription.heard)
+                .cloned()
+                .collect(),
         }
     }
 
@@ -143,6 +147,7 @@ mod tests {
                 pattern: "e".into(),
                 needs: Guarantee::BestEffort,
             }],
+            heard: Vec::new(),
             temporary: false,
             max_in_flight: 1,
         })

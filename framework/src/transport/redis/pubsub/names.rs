@@ -141,6 +141,7 @@ mod tests {
                     pattern: "*.reply".into(),
                     needs: Guarantee::BestEffort,
                 }],
+                heard: Vec::new(),
                 temporary: false,
                 max_in_flight: 1,
             },

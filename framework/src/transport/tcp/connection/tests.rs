@@ -31,6 +31,7 @@ async fn strangers() -> (Connection, TcpStream) {
             pattern: "p".into(),
             needs: Guarantee::BestEffort,
         }],
+        heard: Vec::new(),
         temporary: false,
         max_in_flight: 1,
     };

@@ -7,7 +7,7 @@ use nestling::{Payload, Router, RpcError, Streaming};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::peer::SOON;
+use super::SOON;
 
 /// What the handlers were called with: one log for each test's own server.
 pub(crate) type Calls = &'static Mutex<Vec<Value>>;
