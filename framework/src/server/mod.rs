@@ -426,11 +426,13 @@ async fn supervise(
     let mut drivers = JoinSet::new();
     loop {
         tokio::select! {
+            // Not in random order, so that a simulation replays.
+            biased;
             () = work.stop().cancelled() => break,
+            Some(ended) = drivers.join_next() => log_panic(ended),
             Some((origin, source)) = sources.next() => {
                 drivers.spawn(Arc::clone(&work).drive(source, origin));
             }
-            Some(ended) = drivers.join_next() => log_panic(ended),
             else => {
                 // Every transport has ended and every source is done: nothing will come any more.
                 work.stop().cancelled().await;

@@ -1,7 +1,7 @@
 //! [`Memory`]: the reference transport, inside one process.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::DefaultHasher},
+    collections::{BTreeMap, VecDeque, hash_map::DefaultHasher},
     fmt,
     hash::{Hash, Hasher},
     sync::{
@@ -74,7 +74,7 @@ pub struct Memory {
 #[derive(Default)]
 struct Hub {
     /// The replicas of each service.
-    services: Mutex<HashMap<String, Vec<Arc<Member>>>>,
+    services: Mutex<BTreeMap<String, Vec<Arc<Member>>>>,
     turn: AtomicUsize,
     /// Those of all services, oldest first.
     dead_letters: Mutex<VecDeque<(u64, DeadLetter)>>,

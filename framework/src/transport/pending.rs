@@ -105,8 +105,9 @@ impl Pending {
 
     /// Ends every call that waits, as when the connection is lost.
     pub fn fail_all(&self, error: &RpcError) {
-        let slots: Vec<_> = lock(&self.table).drain().map(|(_, slot)| slot).collect();
-        for slot in slots {
+        let mut slots: Vec<_> = lock(&self.table).drain().collect();
+        slots.sort_unstable_by_key(|(id, _)| *id);
+        for (_, slot) in slots {
             slot.push(Item::Fail(error.clone()));
         }
     }
