@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer types. It needs nothing but cargo; what else it needs it installs, and says so.
 
 mod cargo;
+mod chaos;
 mod check;
 mod fleet;
 mod guide;
@@ -30,6 +31,8 @@ enum Task {
     Up(up::Options),
     /// Runs the whole test suite against real brokers
     Test(test::Options),
+    /// Places orders while services and brokers are killed, and checks what became of each
+    Chaos(chaos::Options),
     /// Checks format, lints, documentation and dependencies
     Lint(lint::Options),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Task::Up(options) => up::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Chaos(options) => chaos::run(&options),
         Task::Lint(options) => lint::run(&options),
     };
     match outcome {

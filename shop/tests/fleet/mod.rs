@@ -41,7 +41,7 @@ pub(crate) struct Fleet {
     pub(crate) clients: Clients,
     urls: BTreeMap<&'static str, String>,
     services: BTreeMap<&'static str, Service>,
-    _brokers: Vec<Broker>,
+    brokers: Vec<Broker>,
     home: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -141,7 +141,7 @@ impl Fleet {
             clients,
             urls,
             services,
-            _brokers: brokers.into_values().collect(),
+            brokers: brokers.into_values().collect(),
             home,
             _turn: turn,
         })
@@ -172,6 +172,17 @@ impl Fleet {
     pub(crate) fn start_again(&mut self, service: &str) {
         let service = self.services.get_mut(service).expect("it is one of ours");
         service.start_again().expect("the service starts again");
+    }
+
+    /// Ends a broker with `kill -9`, and starts it again with what it has on disk. Takes seconds.
+    pub(crate) fn restart_broker(&mut self, kind: Kind) {
+        let mut brokers = self.brokers.iter_mut();
+        let broker = brokers.find(|broker| broker.kind() == kind);
+        let broker = broker.expect("there is one of each kind");
+        tokio::task::block_in_place(|| {
+            broker.kill();
+            broker.restart().expect("the broker starts again");
+        });
     }
 
     /// Fails if a service has ended by itself.
