@@ -244,27 +244,30 @@ mod tests {
             "test:events:order"
         );
         assert_eq!(options.message_stream("user.get"), "test:message:user.get");
+        assert_eq!(options.dead_stream("a: b"), "test:dead:a: b");
     }
 
     #[tokio::test]
     async fn a_wire_that_is_not_there_is_refused_by_name() {
-        let check = async |url: &str, server: bool, says: &str| {
+        let check = async |url: &str, side: &str, says: &str| {
             let address: Address = url.parse().unwrap();
             let identity = ClientIdentity {
                 service: "s".to_owned(),
                 instance: "i".to_owned(),
             };
-            let error = match server {
-                true => (SCHEME.server)(address).await.err(),
-                false => (SCHEME.client)(address, identity).await.err(),
+            let error = match side {
+                "server" => (SCHEME.server)(address).await.err(),
+                "client" => (SCHEME.client)(address, identity).await.err(),
+                _ => (SCHEME.dead_letters.unwrap())(address).await.err(),
             };
             let error = error.unwrap();
             assert_eq!(error.kind(), ErrorKind::Config, "{url}");
             assert!(error.to_string().contains(says), "{error}");
         };
-        check("redis://a?wire=nest", true, "wire=native").await;
-        check("redis://a?wire=morse", true, "wire=native").await;
-        check("redis://a?wire=morse", false, "native or nest").await;
+        check("redis://a?wire=nest", "server", "wire=native").await;
+        check("redis://a?wire=morse", "server", "wire=native").await;
+        check("redis://a?wire=morse", "client", "native or nest").await;
+        check("redis://a?wire=nest", "dead letters", "native wire").await;
     }
 
     #[test]
