@@ -51,6 +51,16 @@ async fn all(
     found
 }
 
+/// The numbers that they carry, in order.
+fn payloads(letters: &[(String, DeadLetter)]) -> Vec<u32> {
+    let payload = |(_, letter): &(String, DeadLetter)| {
+        serde_json::from_slice(&letter.rejection.envelope.payload).unwrap()
+    };
+    let mut all: Vec<_> = letters.iter().map(payload).collect();
+    all.sort_unstable();
+    all
+}
+
 /// What Redis counts for the one event that is pending.
 async fn counted(plain: &MultiplexedConnection, stream: &str, group: &str) -> Option<usize> {
     let mut plain = plain.clone();
@@ -202,15 +212,7 @@ async fn thousands_of_dead_letters_wait_in_bounds_and_are_listed_in_pages() {
     let () = plain.del(&grave).await.unwrap();
     let dead = dead_letters(&url).await;
     let letters = all(&*dead, "many", EVENTS as usize, 700).await;
-    let mut found: Vec<u32> = letters
-        .iter()
-        .map(|(_, letter)| {
-            let payload = &letter.rejection.envelope.payload;
-            serde_json::from_slice(payload).unwrap()
-        })
-        .collect();
-    found.sort_unstable();
-    assert!(found.into_iter().eq(0..EVENTS));
+    assert_eq!(payloads(&letters), (0..EVENTS).collect::<Vec<_>>());
     assert_eq!(
         dead.list("many", None, 1000).await.unwrap().len(),
         1000,
@@ -270,6 +272,48 @@ async fn an_event_is_stored_once_however_it_was_settled_meanwhile() {
     })
     .await;
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn lost_connections_neither_lose_dead_letters_nor_store_them_twice() {
+    const EVENTS: u32 = 3000;
+    // Of its own: no other test's connections are cut.
+    if broker_or_skip(Kind::Redis).is_none() {
+        return;
+    }
+    let broker = Broker::start(Kind::Redis, Options::default()).unwrap();
+    let url = format!("{}?claim_idle=300", broker.url());
+    let plain = plain(&broker.url()).await;
+    let server = || {
+        let server = Server::new("cut", Router::new().event(refuse)).max_in_flight(10);
+        server.listen(&*url).start()
+    };
+    server().await.unwrap().shutdown().await;
+    let client = Client::connect(&*url).await.unwrap();
+    let emitted = (0..EVENTS).map(|n| client.emit(Happened(n)).into_future());
+    try_join_all(emitted).await.unwrap();
+
+    let server = server().await.unwrap();
+    let stored = async || -> u32 { plain.clone().xlen("nestling:dead:cut").await.unwrap() };
+    for _ in 0..5 {
+        let before = stored().await;
+        until("there are more dead letters", async || {
+            stored().await > before
+        })
+        .await;
+        let killed: u32 = redis::cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+            .query_async(&mut plain.clone())
+            .await
+            .unwrap();
+        assert!(killed > 0);
+    }
+    assert!(stored().await < EVENTS, "cut before all were stored");
+    let dead = dead_letters(&url).await;
+    let letters = all(&*dead, "cut", EVENTS as usize, 1000).await;
+    assert_eq!(payloads(&letters), (0..EVENTS).collect::<Vec<_>>());
+    server.shutdown().await;
+    assert_eq!(pending_in(&plain, "nestling:events:thing", "cut").await, 0);
 }
 
 /// Records its tries; those up to `fails` fail, and the next never ends.
