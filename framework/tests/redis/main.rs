@@ -20,6 +20,7 @@ macro_rules! broker {
     }};
 }
 
+mod dead;
 mod pending;
 
 use std::{

@@ -4,6 +4,7 @@
 //! Both wires are written down in `docs/wire/redis.md`.
 
 mod client;
+mod dead_letters;
 mod link;
 mod lot;
 mod pubsub;
@@ -21,9 +22,12 @@ use redis::{
     io::tcp::TcpSettings,
 };
 
-use self::{client::RedisClient, pubsub::PubSubClient, server::RedisServer};
+use self::{
+    client::RedisClient, dead_letters::RedisDeadLetters, pubsub::PubSubClient, server::RedisServer,
+};
 use super::{
-    Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport,
+    Address, Capabilities, ClientTransport, DeadLetters, Error, ErrorKind, Order, Scheme,
+    ServerTransport,
 };
 use crate::contract::Guarantee;
 
@@ -52,7 +56,16 @@ pub(super) const SCHEME: Scheme = Scheme {
             Ok(client)
         })
     },
-    dead_letters: None,
+    dead_letters: Some(|address| {
+        Box::pin(async move {
+            if let Some(other) = address.option("wire").filter(|wire| *wire != "native") {
+                return Err(no_wire(&address, other, DEAD_LETTERS_WIRE));
+            }
+            let kept: Arc<dyn DeadLetters> =
+                RedisDeadLetters::open(Options::new(&address)?).await?;
+            Ok(kept)
+        })
+    }),
 };
 
 /// The channels of NestJS only.
@@ -73,6 +86,7 @@ pub(super) const SCHEME_PUBSUB: Scheme = Scheme {
 const SERVER_WIRES: &str =
     "a server answers the native wire and that of NestJS, or with wire=native the former only";
 const CLIENT_WIRES: &str = "the wire of a client is native or nest";
+const DEAD_LETTERS_WIRE: &str = "only events of the native wire are kept when they are given up";
 
 fn open_server(address: &Address, hears: Hears) -> Result<Arc<dyn ServerTransport>, Error> {
     Ok(Arc::new(RedisServer::new(Options::new(address)?, hears)))
@@ -172,7 +186,7 @@ impl Options {
             durable: true,
             order: Order::Key,
             redelivers: true,
-            dead_letters: false,
+            dead_letters: true,
             cancels: true,
             stream_credit: true,
             detects_absence: true,
@@ -189,6 +203,11 @@ impl Options {
     fn event_stream(&self, pattern: &str) -> String {
         let producer = pattern.split('.').next().unwrap_or(pattern);
         format!("{}:events:{producer}", self.prefix)
+    }
+
+    /// The stream of what a service has given up.
+    fn dead_stream(&self, service: &str) -> String {
+        format!("{}:dead:{service}", self.prefix)
     }
 
     /// The channel of what callers of a pattern say about calls in work.
@@ -225,27 +244,30 @@ mod tests {
             "test:events:order"
         );
         assert_eq!(options.message_stream("user.get"), "test:message:user.get");
+        assert_eq!(options.dead_stream("a: b"), "test:dead:a: b");
     }
 
     #[tokio::test]
     async fn a_wire_that_is_not_there_is_refused_by_name() {
-        let check = async |url: &str, server: bool, says: &str| {
+        let check = async |url: &str, side: &str, says: &str| {
             let address: Address = url.parse().unwrap();
             let identity = ClientIdentity {
                 service: "s".to_owned(),
                 instance: "i".to_owned(),
             };
-            let error = match server {
-                true => (SCHEME.server)(address).await.err(),
-                false => (SCHEME.client)(address, identity).await.err(),
+            let error = match side {
+                "server" => (SCHEME.server)(address).await.err(),
+                "client" => (SCHEME.client)(address, identity).await.err(),
+                _ => (SCHEME.dead_letters.unwrap())(address).await.err(),
             };
             let error = error.unwrap();
             assert_eq!(error.kind(), ErrorKind::Config, "{url}");
             assert!(error.to_string().contains(says), "{error}");
         };
-        check("redis://a?wire=nest", true, "wire=native").await;
-        check("redis://a?wire=morse", true, "wire=native").await;
-        check("redis://a?wire=morse", false, "native or nest").await;
+        check("redis://a?wire=nest", "server", "wire=native").await;
+        check("redis://a?wire=morse", "server", "wire=native").await;
+        check("redis://a?wire=morse", "client", "native or nest").await;
+        check("redis://a?wire=nest", "dead letters", "native wire").await;
     }
 
     #[test]

@@ -25,7 +25,8 @@ const LEAST: usize = 32;
 pub(super) struct Got {
     pub(super) stream: usize,
     pub(super) id: Id,
-    /// How many times it has been delivered, this time included.
+    /// How many times it has been tried, this time included: an event as Redis was told, a request
+    /// as often as it was delivered.
     pub(super) attempt: u32,
     /// Head and payload; none if it is not native.
     pub(super) fields: Option<(Bytes, Bytes)>,

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    dead_letters::Burial,
     lot::Held,
     server::Shared,
     wire::{CallKey, ItemKind, Reply},
@@ -87,7 +88,8 @@ impl Responder for Answer {
         match outcome {
             Outcome::Retry { after } if self.redelivers => {
                 let Self { shared, held, .. } = *self;
-                return shared.push(Op::Back { held, after });
+                let tried = None;
+                return shared.push(Op::Back { held, after, tried });
             }
             Outcome::Reply(payload) => self.send(ItemKind::Last, payload),
             Outcome::Done | Outcome::Ack => self.send(ItemKind::End, Bytes::new()),
@@ -108,8 +110,24 @@ impl Responder for Answer {
 
 /// Acknowledges an event.
 pub(super) struct Acknowledgement {
-    pub(super) shared: Arc<Shared>,
-    pub(super) held: Held,
+    shared: Arc<Shared>,
+    held: Held,
+    /// What Redis counts: the tries that have failed and the one that began with this delivery.
+    counted: u32,
+    /// How many tries have failed.
+    tried: u32,
+}
+
+impl Acknowledgement {
+    /// For an event in its `attempt`-th try.
+    pub(super) fn new(shared: Arc<Shared>, held: Held, attempt: u32) -> Self {
+        Self {
+            shared,
+            held,
+            counted: attempt,
+            tried: attempt.saturating_sub(1),
+        }
+    }
 }
 
 impl Responder for Acknowledgement {
@@ -123,11 +141,34 @@ impl Responder for Acknowledgement {
         Poll::Pending
     }
 
+    fn tried(&mut self, attempts: u32) {
+        // Handlers of one event count each for itself.
+        self.tried = self.tried.max(attempts);
+        if attempts > self.counted {
+            self.counted = attempts;
+            self.shared.tried(&self.held, attempts);
+        }
+    }
+
     fn settle(self: Box<Self>, outcome: Outcome) {
-        let Self { shared, held } = *self;
-        shared.push(match outcome {
-            Outcome::Retry { after } => Op::Back { held, after },
+        let Self {
+            shared,
+            held,
+            tried,
+            ..
+        } = *self;
+        let op = match outcome {
+            Outcome::Retry { after } => Op::Back {
+                held,
+                after,
+                tried: Some(tried),
+            },
+            Outcome::Reject(rejection) => {
+                let burial = Burial::new(Arc::clone(&shared), held, rejection);
+                Op::Bury(Box::new(burial))
+            }
             _ => Op::Settle(held),
-        });
+        };
+        shared.push(op);
     }
 }

@@ -253,13 +253,18 @@ impl Op {
 }
 
 pub(super) fn refused(error: RedisError) -> Error {
-    let kind = match error.code() {
+    Error::new(kind_of(&error), "redis refused the message").with_source(error)
+}
+
+pub(super) fn kind_of(error: &RedisError) -> ErrorKind {
+    match error.code() {
         Some("OOM") => ErrorKind::Full,
         Some("LOADING" | "READONLY" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {
             ErrorKind::Connect
         }
         Some("NOPERM" | "NOAUTH" | "WRONGTYPE") => ErrorKind::Config,
+        _ if error.is_timeout() => ErrorKind::Timeout,
+        _ if error.is_io_error() => ErrorKind::Connect,
         _ => ErrorKind::Protocol,
-    };
-    Error::new(kind, "redis refused the message").with_source(error)
+    }
 }

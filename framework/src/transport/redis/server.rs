@@ -1,11 +1,11 @@
 //! The receiving side: one read after another over all streams, polled by the server's own task.
 
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     task::{self, Poll},
     time::Duration,
@@ -17,14 +17,14 @@ use futures_util::{stream, task::AtomicWaker};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    ANSWER, Hears, MOST_BYTES, Options,
+    ANSWER, Hears, MOST_BYTES, Options, dead_letters,
     link::{Clock, Link, Push},
     lot::{Held, Lot, Lots},
     pubsub::{self, PubSubSource},
     reader::{Got, Reader},
     responder::{Acknowledgement, Answer},
     wire::{CallKey, Control, Head},
-    writer::{Op, Writer},
+    writer::{Op, Ops, Writer},
 };
 use crate::{
     envelope::{Envelope, header},
@@ -142,9 +142,11 @@ pub(super) struct Shared {
     pub(super) stopping: AtomicBool,
     /// The number of the connection that a read may be blocked on.
     pub(super) reading: AtomicI64,
+    /// The weight of events that are on their way to the dead letters.
+    pub(super) dying: AtomicUsize,
     events: HashSet<ByteString>,
     calls: Calls<CallKey>,
-    ops: Mutex<Vec<Op>>,
+    ops: Mutex<Ops>,
     waker: AtomicWaker,
 }
 
@@ -167,6 +169,7 @@ impl Shared {
             clock: Clock::new(),
             stopping: AtomicBool::new(false),
             reading: AtomicI64::new(0),
+            dying: AtomicUsize::new(0),
             events: subscription
                 .events
                 .iter()
@@ -180,9 +183,21 @@ impl Shared {
 
     /// Queues what is to be written. Bounded by what is in work.
     pub(super) fn push(&self, op: Op) {
+        self.queue(|ops| ops.list.push(op));
+    }
+
+    /// Queues how often an event in work has been tried.
+    pub(super) fn tried(&self, held: &Held, attempts: u32) {
+        let entry = (held.stream(), held.id());
+        self.queue(|ops| {
+            ops.tried.insert(entry, attempts);
+        });
+    }
+
+    fn queue(&self, add: impl FnOnce(&mut Ops)) {
         let mut ops = lock(&self.ops);
-        ops.push(op);
-        let first = ops.len() == 1;
+        let first = ops.is_empty();
+        add(&mut ops);
         drop(ops);
         if first {
             self.waker.wake();
@@ -190,19 +205,23 @@ impl Shared {
     }
 
     /// What the next pipeline carries.
-    fn take_ops(&self) -> Vec<Op> {
+    fn take_ops(&self) -> Ops {
         let mut ops = lock(&self.ops);
         let mut bytes = 0;
-        let fits = ops.iter().take_while(|op| {
+        let fits = ops.list.iter().take_while(|op| {
             let fits = bytes == 0 || bytes + op.size() <= MOST_BYTES;
             bytes += op.size();
             fits
         });
         let count = fits.count();
-        if count == ops.len() {
+        if count == ops.list.len() {
             return std::mem::take(&mut *ops);
         }
-        let rest = ops.split_off(count);
+        let list = ops.list.split_off(count);
+        let rest = Ops {
+            list,
+            tried: HashMap::new(),
+        };
         std::mem::replace(&mut *ops, rest)
     }
 
@@ -317,7 +336,8 @@ impl RedisSource {
                 },
                 Work::Idle(reader) => {
                     let room = room.min(self.shared.most).saturating_sub(self.ready.len());
-                    if room == 0 || self.stop.is_some() {
+                    let full = dead_letters::too_many(&self.shared);
+                    if room == 0 || full || self.stop.is_some() {
                         return;
                     }
                     let Some(mut reader) = reader.take() else {
@@ -374,7 +394,7 @@ impl RedisSource {
                 return Err(held);
             }
             let lane = envelope.headers.get_shared(header::KEY).cloned();
-            let responder = Box::new(Acknowledgement { shared, held });
+            let responder = Box::new(Acknowledgement::new(shared, held, got.attempt));
             let mut delivery = Delivery::new(Kind::Event, envelope, responder);
             delivery.lane = lane;
             delivery.attempt = got.attempt;

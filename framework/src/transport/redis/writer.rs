@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Options,
+    dead_letters::{Burial, Burials},
     link::Link,
     lot::Held,
     server::Shared,
@@ -24,7 +26,7 @@ use super::{
 /// How long replies wait for a client that is away.
 const REPLIES_WAIT_MILLIS: u32 = 60_000;
 /// How often entries that nobody needs any more are removed.
-const TRIM_SECONDS: std::ops::Range<u64> = 10..15;
+const TRIM_SECONDS: Range<u64> = 10..15;
 
 /// Something to write.
 pub(super) enum Op {
@@ -37,7 +39,14 @@ pub(super) enum Op {
     /// The entry is done with.
     Settle(Held),
     /// The entry goes back to the group.
-    Back { held: Held, after: Duration },
+    Back {
+        held: Held,
+        after: Duration,
+        /// How often an event has been tried; a request keeps count of its deliveries.
+        tried: Option<u32>,
+    },
+    /// The event goes to the dead letters.
+    Bury(Box<Burial>),
     /// The blocked read of this connection is to end.
     Unblock(i64),
 }
@@ -46,8 +55,23 @@ impl Op {
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Reply { reply, .. } => reply.payload.len(),
+            Self::Bury(burial) => burial.size(),
             _ => 0,
         }
+    }
+}
+
+/// All that is to be written.
+#[derive(Default)]
+pub(super) struct Ops {
+    pub(super) list: Vec<Op>,
+    /// How often events in work have been tried, by stream and id. Written before the rest.
+    pub(super) tried: HashMap<(usize, Id), u32>,
+}
+
+impl Ops {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.tried.is_empty()
     }
 }
 
@@ -55,7 +79,8 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     link: Link,
     /// Entries that go back to the group at a time further away than Redis can be told.
-    later: Vec<(Instant, Held)>,
+    later: Vec<(Instant, Held, Option<u32>)>,
+    burials: Burials,
     trim_at: Instant,
 }
 
@@ -65,6 +90,7 @@ impl Writer {
             shared,
             link,
             later: Vec::new(),
+            burials: Burials::new(),
             trim_at: next_trim(),
         }
     }
@@ -76,42 +102,60 @@ impl Writer {
 
     /// Writes what has been settled; a `tick` renews our hold on what is in work. Returns when
     /// Redis has it, however long that takes.
-    pub(super) async fn write(&mut self, ops: Vec<Op>, tick: bool) {
+    pub(super) async fn write(&mut self, ops: Ops, tick: bool) {
         let now = Instant::now();
         let mut batch = Batch::new(&self.shared);
-        for op in ops {
+        for ((stream, id), attempts) in ops.tried {
+            batch.tried(stream, id, attempts);
+        }
+        for op in ops.list {
             match op {
                 Op::Reply { to, client, reply } => batch.reply(to, client, &reply),
                 Op::Settle(held) => batch.settle(held),
-                Op::Back { held, after } => {
+                Op::Back { held, after, tried } => {
                     match after.checked_sub(self.shared.options.claim_idle) {
-                        Some(wait) if !wait.is_zero() => self.later.push((now + wait, held)),
-                        _ => batch.give_back(held, after),
+                        Some(wait) if !wait.is_zero() => self.later.push((now + wait, held, tried)),
+                        _ => batch.give_back(held, after, tried),
                     }
                 }
+                Op::Bury(burial) => self.burials.add(*burial),
                 Op::Unblock(connection) => batch.unblock(connection),
             }
         }
         if tick {
             let longest = self.shared.options.claim_idle;
-            for (_, held) in self.later.extract_if(.., |(at, _)| *at <= now) {
-                batch.give_back(held, longest);
+            for (_, held, tried) in self.later.extract_if(.., |(at, ..)| *at <= now) {
+                batch.give_back(held, longest, tried);
             }
             let before = now
                 .checked_sub(Self::tick(&self.shared.options))
                 .unwrap_or(now);
             batch.renew(before);
         }
-        let mut pipeline = batch.finish();
+        let burials = self.burials.due(now);
+        for burial in &burials {
+            batch.burials.push(burial.command(&self.shared));
+        }
+        let (mut pipeline, buried) = batch.finish();
         if tick {
             pipeline.cmd("TIME");
         }
-        let asked = self.run(&pipeline).await;
-        if let (true, Some((asked, time))) = (tick, asked)
+        let (asked, mut answers) = self.run(&pipeline).await;
+        if tick
+            && let Some(time) = answers.pop()
             && let Ok(time) = from_redis_value(time)
         {
             self.link.clock().set(time, asked);
         }
+        let mut ends = Vec::with_capacity(burials.len());
+        for (place, answer) in answers.into_iter().enumerate() {
+            if buried.contains(&place) {
+                ends.push(answer);
+            } else if let Err(error) = answer.extract_error() {
+                tracing::warn!(%error, "redis refused a reply or an acknowledgement");
+            }
+        }
+        self.burials.answered(burials, ends);
         drop(batch);
         if tick && now >= self.trim_at {
             self.trim_at = next_trim();
@@ -121,21 +165,14 @@ impl Writer {
         }
     }
 
-    /// Runs the pipeline until Redis has answered, and returns its last answer and when it was
-    /// asked for. Repeating is harmless: a reply that comes twice is recognised by its caller.
-    async fn run(&mut self, pipeline: &Pipeline) -> Option<(Instant, Value)> {
+    /// Runs the pipeline until Redis has answered, and returns its answers and when they were asked
+    /// for. Repeating is harmless: a reply that comes twice is recognised by its caller, and a dead
+    /// letter is stored only while its event is pending.
+    async fn run(&mut self, pipeline: &Pipeline) -> (Instant, Vec<Value>) {
         loop {
             let asked = Instant::now();
             match self.link.run_all(pipeline).await {
-                Ok(mut answers) => {
-                    let last = answers.pop();
-                    for answer in answers.into_iter().chain(last.clone()) {
-                        if let Err(error) = answer.extract_error() {
-                            tracing::warn!(%error, "redis refused a reply or an acknowledgement");
-                        }
-                    }
-                    return last.map(|last| (asked, last));
-                }
+                Ok(answers) => return (asked, answers),
                 Err(error) => self.link.pause(&error).await,
             }
         }
@@ -199,13 +236,24 @@ impl Writer {
     /// After the last write: gives back what still waits, and takes our name off groups in which
     /// nothing is pending under it. The groups of a temporary service go altogether.
     pub(super) async fn leave(&mut self) {
+        while self.burials.may_go() {
+            self.write(Ops::default(), false).await;
+        }
         let mut batch = Batch::new(&self.shared);
         let longest = self.shared.options.claim_idle;
-        for (_, held) in self.later.drain(..) {
-            batch.give_back(held, longest);
+        for (_, held, tried) in self.later.drain(..) {
+            batch.give_back(held, longest, tried);
         }
-        let pipeline = batch.finish();
-        self.run(&pipeline).await;
+        for (held, attempts) in self.burials.give_up() {
+            batch.give_back(held, Duration::ZERO, Some(attempts));
+        }
+        let (pipeline, _) = batch.finish();
+        let (_, answers) = self.run(&pipeline).await;
+        for answer in answers {
+            if let Err(error) = answer.extract_error() {
+                tracing::warn!(%error, "redis does not take an entry back");
+            }
+        }
         drop(batch);
         if let Err(error) = self.sign_off().await {
             tracing::debug!(%error, "a consumer stays in its groups");
@@ -262,6 +310,7 @@ struct Batch {
     delete: Vec<Option<Cmd>>,
     renewals: Vec<Cmd>,
     others: Vec<Cmd>,
+    burials: Vec<Cmd>,
     /// Ours until Redis has answered.
     held: Vec<Held>,
 }
@@ -277,6 +326,7 @@ impl Batch {
             delete: vec![None; streams],
             renewals: Vec::new(),
             others: Vec::new(),
+            burials: Vec::new(),
             held: Vec::new(),
         }
     }
@@ -324,15 +374,26 @@ impl Batch {
         self.held.push(held);
     }
 
+    /// Whoever takes the entry over counts on from here.
+    fn tried(&mut self, stream: usize, id: Id, attempts: u32) {
+        let mut command = self.claim(stream);
+        command.arg(id).arg("RETRYCOUNT").arg(attempts);
+        command.arg("JUSTID");
+        self.renewals.push(command);
+    }
+
     /// Somebody may claim the entry after this time.
-    fn give_back(&mut self, held: Held, after: Duration) {
+    fn give_back(&mut self, held: Held, after: Duration, tried: Option<u32>) {
         let idle = self.shared.options.claim_idle.saturating_sub(after);
         let mut command = self.claim(held.stream());
         command
             .arg(held.id())
             .arg("IDLE")
-            .arg(idle.as_millis() as u64)
-            .arg("JUSTID");
+            .arg(idle.as_millis() as u64);
+        if let Some(tried) = tried {
+            command.arg("RETRYCOUNT").arg(tried);
+        }
+        command.arg("JUSTID");
         self.others.push(command);
         self.held.push(held);
     }
@@ -377,12 +438,18 @@ impl Batch {
     }
 
     /// Renewals first: what is given back or settled in the same batch must not become ours again.
-    /// Replies before acknowledgements: a request is done when its reply is there.
-    fn finish(&mut self) -> Pipeline {
+    /// Replies before acknowledgements: a request is done when its reply is there. Also says where
+    /// among the commands the burials are.
+    fn finish(&mut self) -> (Pipeline, Range<usize>) {
         let mut pipeline = redis::pipe();
         for command in self.renewals.drain(..).chain(self.others.drain(..)) {
             pipeline.add_command(command);
         }
+        let start = pipeline.len();
+        for command in self.burials.drain(..) {
+            pipeline.add_command(command);
+        }
+        let buried = start..pipeline.len();
         for (to, push) in self.lists.drain(..) {
             pipeline.add_command(push);
             pipeline.cmd("PEXPIRE").arg(&*to).arg(REPLIES_WAIT_MILLIS);
@@ -392,6 +459,6 @@ impl Batch {
         for command in acknowledge.chain(delete) {
             pipeline.add_command(command);
         }
-        pipeline
+        (pipeline, buried)
     }
 }
