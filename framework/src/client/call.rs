@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What "for ever" comes to, so that a deadline can be computed.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a stream may take on a wire that cannot say that its reader has gone.
 const STREAM_DEADLINE: Duration = Duration::from_secs(300);
 

@@ -12,15 +12,16 @@ use std::{
 
 use bytestring::ByteString;
 use tokio::sync::Semaphore;
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 pub(super) use self::layers::{Held, Outgoing, exchange};
 use self::{
     breaker::Circuit,
     budget::Budget,
-    layers::{Break, Limit, Sending, Stack, Try},
+    layers::{Break, Limit, Received, Sending, Stack, Try},
 };
-use crate::transport::ClientTransport;
+use super::call::LONGEST;
+use crate::{error::RpcError, handler::BoxFuture, transport::ClientTransport};
 
 /// The most patterns that have a state of their own; those beyond share one.
 const MOST_PATTERNS: usize = 1024;
@@ -164,8 +165,8 @@ impl Retry {
     /// doubles from the one to the other.
     #[must_use]
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.backoff = first;
-        self.longest = longest;
+        self.backoff = first.min(LONGEST);
+        self.longest = longest.min(LONGEST);
         self
     }
 
@@ -173,7 +174,7 @@ impl Retry {
     /// nobody answers is not made again.
     #[must_use]
     pub fn per_try(mut self, timeout: Duration) -> Self {
-        self.per_try = Some(timeout);
+        self.per_try = Some(timeout.min(LONGEST));
         self
     }
 
@@ -252,7 +253,7 @@ impl Breaker {
     /// How long it stays open the first time, at most; jitter takes up to half of it.
     #[must_use]
     pub fn cool_down(mut self, time: Duration) -> Self {
-        self.cool_down = time;
+        self.cool_down = time.min(LONGEST);
         self
     }
 
@@ -278,12 +279,13 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Sends a message through the layers.
-    pub(super) async fn send(
+    ///
+    /// The box keeps the future of a call small for clients that have no policy.
+    pub(super) fn send(
         &self,
         outgoing: Outgoing,
-    ) -> Result<layers::Received, crate::error::RpcError> {
-        use tower::ServiceExt;
-        self.stack.clone().oneshot(outgoing).await
+    ) -> BoxFuture<'static, Result<Received, RpcError>> {
+        Box::pin(self.stack.clone().oneshot(outgoing))
     }
 }
 
@@ -291,9 +293,15 @@ impl Rules {
 pub(super) struct Policies {
     transport: Arc<dyn ClientTransport>,
     budget: Arc<Budget>,
-    /// For patterns that have none of their own.
-    common: Option<Policy>,
+    common: Option<Common>,
     rules: RwLock<HashMap<ByteString, Arc<Rules>>>,
+}
+
+/// For patterns that have no policy of their own.
+struct Common {
+    policy: Policy,
+    /// Shared by those for which there is no room.
+    rest: Arc<Rules>,
 }
 
 impl Policies {
@@ -306,43 +314,44 @@ impl Policies {
         if common.is_none() && own.is_empty() {
             return None;
         }
-        let policies = Self {
+        let mut policies = Self {
             transport,
             budget: Arc::new(Budget::new()),
+            common: None,
             rules: RwLock::default(),
-            common,
         };
-        let base = policies.common.clone().unwrap_or_default();
-        let rules = own.into_iter().map(|(pattern, policy)| {
+        let base = common.clone().unwrap_or_default();
+        let own = own.into_iter().map(|(pattern, policy)| {
             let rules = policies.rules(&pattern, policy.or(&base));
             (pattern, rules)
         });
-        let rules = RwLock::new(rules.collect());
-        Some(Self { rules, ..policies })
+        let own = RwLock::new(own.collect());
+        policies.common = common.map(|policy| Common {
+            rest: policies.rules(&ByteString::from_static("other patterns"), policy.clone()),
+            policy,
+        });
+        policies.rules = own;
+        Some(policies)
     }
 
     /// What holds for `pattern`, if anything does.
     pub(super) fn of(&self, pattern: &ByteString) -> Option<Arc<Rules>> {
-        let found = {
+        let is_full = {
             let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
-            rules.get(pattern).cloned()
+            if let Some(found) = rules.get(pattern) {
+                return Some(Arc::clone(found));
+            }
+            rules.len() >= MOST_PATTERNS
         };
-        found.or_else(|| self.meet(pattern, self.common.as_ref()?))
-    }
-
-    /// The first call of a pattern that has no policy of its own.
-    #[cold]
-    fn meet(&self, pattern: &ByteString, common: &Policy) -> Option<Arc<Rules>> {
+        let common = self.common.as_ref()?;
+        if is_full {
+            return Some(Arc::clone(&common.rest));
+        }
         let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
-        let rest = ByteString::from_static("other patterns");
-        let pattern = if rules.len() < MOST_PATTERNS {
-            pattern
-        } else {
-            &rest
-        };
-        let entry = rules.entry(pattern.clone());
-        let rules = entry.or_insert_with(|| self.rules(pattern, common.clone()));
-        Some(Arc::clone(rules))
+        let first = || self.rules(pattern, common.policy.clone());
+        Some(Arc::clone(
+            rules.entry(pattern.clone()).or_insert_with(first),
+        ))
     }
 
     fn rules(&self, pattern: &ByteString, policy: Policy) -> Arc<Rules> {

@@ -240,7 +240,6 @@ impl Window {
         *self = Self::new(self.failed.len());
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a window has few calls")]
     fn is_above(&self, share: f64, at_least: usize) -> bool {
         let enough = self.filled >= at_least && self.failures > 0;
         enough && self.failures as f64 >= share * self.filled as f64

@@ -17,11 +17,6 @@ impl Budget {
     }
 
     /// A call was made that is worth `share` of a retry.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a share is between 0 and 1"
-    )]
     pub(super) fn earn(&self, share: f64) {
         let earned = (share.clamp(0.0, 1.0) * RETRY as f64) as u64;
         self.update(|tokens| Some(RESERVE.min(tokens + earned)));

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytestring::ByteString;
 use futures_util::future::Either;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -100,20 +99,22 @@ impl Held {
 }
 
 /// Sends a message and waits for its one reply.
-pub(crate) async fn exchange(
+///
+/// Not an `async fn`, which would keep the envelope for as long as the call: the transport has it.
+pub(crate) fn exchange(
     transport: &dyn ClientTransport,
     envelope: Envelope,
     deadline: Instant,
-) -> Result<Item, RpcError> {
+) -> impl Future<Output = Result<Item, RpcError>> {
     let pattern = envelope.pattern.clone();
-    let reply = timeout_at(deadline, async {
-        let mut replies = transport.request(envelope, Expect::Single).await?;
-        Ok(replies.item().await)
-    });
-    match reply.await {
-        Ok(Ok(Item::Fail(error))) => Err(error),
-        Ok(result) => result,
-        Err(_) => Err(no_reply(&pattern)),
+    let request = transport.request(envelope, Expect::Single);
+    async move {
+        let reply = timeout_at(deadline, async { Ok(request.await?.item().await) });
+        match reply.await {
+            Ok(Ok(Item::Fail(error))) => Err(error),
+            Ok(result) => result,
+            Err(_) => Err(no_reply(&pattern)),
+        }
     }
 }
 
@@ -437,7 +438,9 @@ where
     loop {
         let answer = inner.ready().await?.call(outgoing.clone()).await;
         let Err(error) = &answer else {
-            record(&outgoing.envelope.pattern, tries, "answered");
+            if tries > 1 {
+                record(&outgoing.envelope.pattern, tries, "answered");
+            }
             return answer;
         };
         let pause = retry.pause(tries);
@@ -479,9 +482,7 @@ fn may_be_repeated(error: &RpcError) -> bool {
     }
 }
 
-/// One line for a call that was made more than once, or would have been.
-fn record(pattern: &ByteString, tries: u32, why: &str) {
-    if tries > 1 || why == "no budget left" {
-        tracing::debug!(target: "nestling::calls", pattern = &**pattern, tries, why, "retried");
-    }
+/// One line for all tries of a call.
+fn record(pattern: &str, tries: u32, why: &str) {
+    tracing::debug!(target: "nestling::calls", pattern, tries, why, "tried");
 }
