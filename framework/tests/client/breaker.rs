@@ -124,10 +124,21 @@ async fn what_the_service_has_decided_does_not_open_it() {
 async fn each_try_counts_and_none_is_made_when_it_is_open() {
     let (service, _) = fragile().await;
     let retry = Retry::new().tries(100).backoff(MILLI, MILLI);
-    let client = service.client(guarded().retry(retry)).await;
+    let client = Client::builder(&service.memory)
+        .policy(Policy::new().retry(retry))
+        .policy_for(
+            "user.get",
+            Policy::new().breaker(Breaker::new().at_least(2)),
+        )
+        .build()
+        .await
+        .unwrap();
     let error = client.send(GetUser).await.unwrap_err();
     assert_eq!(kind(&error), Some(ErrorKind::CircuitOpen));
-    assert_eq!(service.calls(), 10);
+    assert_eq!(service.calls(), 2);
+    // Two retries are paid for, the second of which was refused; eight are left for others.
+    client.send(Charge).idempotent().await.unwrap_err();
+    assert_eq!(service.calls(), 2 + 1 + 8);
 }
 
 #[tokio::test(start_paused = true)]
