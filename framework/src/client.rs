@@ -1,6 +1,7 @@
 //! [`Client`]: sends messages and events to whoever handles them.
 
 mod call;
+mod policy;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,8 +11,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::call::Call;
-pub use self::call::{EmitCall, SendCall, StreamCall};
+use self::{call::Call, policy::Policies};
+pub use self::{
+    call::{EmitCall, SendCall, StreamCall},
+    policy::{Breaker, Policy, Retry},
+};
 use crate::{
     codec::Codec,
     contract::{Event, Guarantee, Many, Message, Single},
@@ -59,6 +63,7 @@ struct Inner {
     codec: Codec,
     wire: Wire,
     timeout: Duration,
+    policies: Option<Policies>,
 }
 
 /// The settings of a [`Client`].
@@ -69,6 +74,8 @@ pub struct Builder {
     codec: Codec,
     timeout: Duration,
     emits: Vec<(&'static str, Guarantee)>,
+    policy: Option<Policy>,
+    policies: Vec<(ByteString, Policy)>,
 }
 
 impl Builder {
@@ -96,6 +103,20 @@ impl Builder {
         self
     }
 
+    /// What to do when calls fail: without this, nothing.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// The same for one pattern; what `policy` leaves unset is as for the others.
+    #[must_use]
+    pub fn policy_for(mut self, pattern: impl Into<ByteString>, policy: Policy) -> Self {
+        self.policies.push((pattern.into(), policy));
+        self
+    }
+
     /// Promises to emit `E`: [`build`](Self::build) fails if the transport cannot give what it needs.
     #[must_use]
     pub fn emits<E: Event>(mut self) -> Self {
@@ -114,12 +135,22 @@ impl Builder {
         for (pattern, needs) in self.emits {
             check_guarantee(&*transport, &capabilities, pattern, needs)?;
         }
-        let Self { codec, timeout, .. } = self;
+        let Self {
+            codec,
+            timeout,
+            policy,
+            policies,
+            ..
+        } = self;
         let wire = transport.wire();
         if wire != Wire::Native && codec != Codec::Json {
             let message = format!("NestJS's wire carries JSON, and not {codec:?}");
             return Err(Error::new(ErrorKind::Config, message));
         }
+        let own = policies
+            .into_iter()
+            .map(|(pattern, policy)| (route(wire, pattern), policy));
+        let policies = Policies::new(Arc::clone(&transport), policy, own.collect());
         Ok(Client {
             inner: Arc::new(Inner {
                 transport,
@@ -127,8 +158,17 @@ impl Builder {
                 codec,
                 wire,
                 timeout,
+                policies,
             }),
         })
+    }
+}
+
+/// A pattern as the wire has it.
+fn route(wire: Wire, pattern: ByteString) -> ByteString {
+    match wire {
+        Wire::Native => pattern::route(pattern),
+        Wire::Nest | Wire::NestText => pattern,
     }
 }
 
@@ -172,13 +212,17 @@ impl Client {
             codec: Codec::default(),
             timeout: TIMEOUT,
             emits: Vec::new(),
+            policy: None,
+            policies: Vec::new(),
         }
     }
 
     /// Sends a message and waits for its reply.
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn send<M: Message<Shape = Single>>(&self, message: M) -> SendCall<'_, M::Reply> {
-        SendCall::new(self.call(ByteString::from_static(M::PATTERN), &message))
+        let mut call = self.call(ByteString::from_static(M::PATTERN), &message);
+        call.idempotent = M::IDEMPOTENT;
+        SendCall::new(call)
     }
 
     /// Sends to a pattern that has no contract.
@@ -193,7 +237,9 @@ impl Client {
     /// Sends a message whose reply is a stream.
     #[expect(clippy::needless_pass_by_value, reason = "what is sent is given away")]
     pub fn stream<M: Message<Shape = Many>>(&self, message: M) -> StreamCall<'_, M::Reply> {
-        StreamCall::new(self.call(ByteString::from_static(M::PATTERN), &message))
+        let mut call = self.call(ByteString::from_static(M::PATTERN), &message);
+        call.idempotent = M::IDEMPOTENT;
+        StreamCall::new(call)
     }
 
     /// Asks a pattern that has no contract for a stream; a single reply is a stream of one.
@@ -306,10 +352,7 @@ impl Client {
         payload: Result<Bytes, RpcError>,
     ) -> Call<'_> {
         let envelope = payload.map(|payload| {
-            let pattern = match self.inner.wire {
-                Wire::Native => pattern::route(pattern.into()),
-                Wire::Nest | Wire::NestText => pattern.into(),
-            };
+            let pattern = route(self.inner.wire, pattern.into());
             let mut envelope = Envelope::new(pattern, payload);
             if let Some(content_type) = codec.content_type() {
                 envelope

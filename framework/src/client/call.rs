@@ -1,6 +1,6 @@
 //! Calls: what a [`Client`] is about to do, and what comes of it when it is awaited.
 
-use std::{fmt, future::IntoFuture, marker::PhantomData, time::Duration};
+use std::{fmt, future::IntoFuture, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -8,7 +8,10 @@ use futures_core::Stream;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Client, Inner, check_guarantee};
+use super::{
+    Client, Inner, check_guarantee,
+    policy::{Held, Outgoing, Rules, exchange},
+};
 use crate::{
     codec::Codec,
     context::Context,
@@ -20,7 +23,7 @@ use crate::{
 };
 
 /// What "for ever" comes to, so that a deadline can be computed.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a stream may take on a wire that cannot say that its reader has gone.
 const STREAM_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -30,6 +33,8 @@ pub(super) struct Call<'a> {
     codec: Codec,
     pub(super) envelope: Result<Envelope, RpcError>,
     timeout: Option<Duration>,
+    /// Whether making it twice is the same as making it once.
+    pub(super) idempotent: bool,
 }
 
 impl<'a> Call<'a> {
@@ -43,6 +48,7 @@ impl<'a> Call<'a> {
             codec,
             envelope,
             timeout: None,
+            idempotent: false,
         }
     }
 
@@ -71,9 +77,16 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn timeout(&self) -> Duration {
-        let timeout = self.timeout.unwrap_or(self.client.inner.timeout);
-        timeout.min(LONGEST)
+    /// What the client's policies say of the pattern.
+    fn rules(&self) -> Option<Arc<Rules>> {
+        let policies = self.client.inner.policies.as_ref()?;
+        policies.of(&self.envelope.as_ref().ok()?.pattern)
+    }
+
+    fn timeout(&self, rules: Option<&Rules>) -> Duration {
+        let policy = rules.and_then(|rules| rules.timeout);
+        let timeout = self.timeout.or(policy);
+        timeout.unwrap_or(self.client.inner.timeout).min(LONGEST)
     }
 
     /// The envelope with its deadline and what it inherits.
@@ -124,6 +137,21 @@ macro_rules! call_options {
 
 call_options!(SendCall<R>, StreamCall<R>, EmitCall);
 
+macro_rules! repeatable {
+    ($($call:ident),*) => {
+        $(impl<R> $call<'_, R> {
+            /// Says that making the call twice is the same as making it once, where there is no
+            /// contract that says so: a [`Retry`](crate::Retry) may then make it again.
+            pub fn idempotent(mut self) -> Self {
+                self.call.idempotent = true;
+                self
+            }
+        })*
+    };
+}
+
+repeatable!(SendCall, StreamCall);
+
 /// A message about to be sent: await it.
 #[must_use = "nothing is sent until it is awaited"]
 pub struct SendCall<'a, R> {
@@ -150,26 +178,30 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let codec = self.call.reply_codec();
-            let deadline = Instant::now() + self.call.timeout();
+            let rules = self.call.rules();
+            let idempotent = self.call.idempotent;
+            let deadline = Instant::now() + self.call.timeout(rules.as_deref());
             let (client, envelope) = self.call.into_envelope(Some(deadline))?;
             let deadline = envelope.deadline.unwrap_or(deadline);
-            let pattern = envelope.pattern.clone();
             let record = Record::new("sent", client, &envelope);
-            let reply = timeout_at(deadline, async {
-                let mut replies = client
-                    .inner
-                    .transport
-                    .request(envelope, Expect::Single)
-                    .await?;
-                Ok::<Item, RpcError>(replies.item().await)
-            });
-            let result = match reply.await {
-                Ok(Ok(Item::Last(bytes) | Item::Value(bytes))) => {
+            let mut held = Held::default();
+            let item = match rules {
+                None => exchange(&*client.inner.transport, envelope, deadline).await,
+                Some(rules) => {
+                    let outgoing = Outgoing::new(envelope, Expect::Single, deadline, idempotent);
+                    rules.send(outgoing).await.map(|received| {
+                        held = received.held;
+                        received.first.unwrap_or(Item::End)
+                    })
+                }
+            };
+            drop(held);
+            let result = match item {
+                Ok(Item::Last(bytes) | Item::Value(bytes)) => {
                     codec.decode(&bytes).map_err(bad_reply)
                 }
-                Ok(Ok(Item::End)) => codec.decode(&[]).map_err(bad_reply),
-                Ok(Ok(Item::Fail(error)) | Err(error)) => Err(error),
-                Err(_) => Err(no_reply(&pattern)),
+                Ok(Item::End) => codec.decode(&[]).map_err(bad_reply),
+                Ok(Item::Fail(error)) | Err(error) => Err(error),
             };
             record.end(&result);
             result
@@ -227,7 +259,7 @@ fn too_late(what: impl fmt::Display) -> RpcError {
     Error::new(ErrorKind::Timeout, format!("{what} in time")).into()
 }
 
-fn no_reply(pattern: &str) -> RpcError {
+pub(super) fn no_reply(pattern: &str) -> RpcError {
     too_late(format_args!("no reply to {pattern}"))
 }
 
@@ -267,45 +299,82 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let codec = self.call.reply_codec();
-            let patience = self.call.timeout();
+            let rules = self.call.rules();
+            let idempotent = self.call.idempotent;
+            let patience = self.call.timeout(rules.as_deref());
             let blind = !self.call.client.inner.capabilities.cancels;
             let within = self.within.or(blind.then_some(STREAM_DEADLINE));
             let deadline = within.map(|limit| Instant::now() + limit);
             let (client, envelope) = self.call.into_envelope(deadline)?;
             let pattern = envelope.pattern.clone();
-            let request = client.inner.transport.request(envelope, Expect::Many);
-            let replies = timeout_at(Instant::now() + patience, request)
-                .await
-                .map_err(|_| no_reply(&pattern))??;
+            let until = Instant::now() + patience;
+            let (first, replies, held) = match rules {
+                None => {
+                    let request = client.inner.transport.request(envelope, Expect::Many);
+                    let replies = timeout_at(until, request).await;
+                    let replies = replies.map_err(|_| no_reply(&pattern))??;
+                    (None, Some(replies), Held::default())
+                }
+                Some(rules) => {
+                    let until = envelope.deadline.map_or(until, |own| own.min(until));
+                    let outgoing = Outgoing::new(envelope, Expect::Many, until, idempotent);
+                    let received = rules.send(outgoing).await?;
+                    (received.first, received.rest, received.held)
+                }
+            };
+            let reading = replies.map(|replies| Reading {
+                first,
+                replies,
+                held,
+            });
             Ok(Streaming::new(decode_items(
-                replies, codec, patience, pattern,
+                reading, codec, patience, pattern,
             )))
         })
     }
 }
 
-fn decode_items<R: DeserializeOwned>(
+/// A stream that is being read, and what its call holds meanwhile.
+struct Reading {
+    /// What was waited for before the stream was handed out.
+    first: Option<Item>,
     replies: Replies,
+    held: Held,
+}
+
+impl Reading {
+    async fn item(&mut self, patience: Duration, pattern: &str) -> Result<Item, RpcError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        let item = timeout_at(Instant::now() + patience, self.replies.item()).await;
+        let item = item.map_err(|_| no_reply(pattern));
+        self.held.first(item.as_ref());
+        item
+    }
+}
+
+fn decode_items<R: DeserializeOwned>(
+    reading: Option<Reading>,
     codec: Codec,
     patience: Duration,
     pattern: ByteString,
 ) -> impl Stream<Item = Result<R, RpcError>> + Send {
     // `None` after the item that ended the stream; dropping the replies tells the other end.
-    futures_util::stream::unfold(Some(replies), move |replies| {
+    futures_util::stream::unfold(reading, move |reading| {
         let pattern = pattern.clone();
         async move {
-            let mut replies = replies?;
+            let mut reading = reading?;
             let value = |bytes: &[u8]| codec.decode(bytes).map_err(bad_reply);
-            match timeout_at(Instant::now() + patience, replies.item()).await {
+            match reading.item(patience, &pattern).await {
                 Ok(Item::Value(bytes)) => {
                     let decoded = value(&bytes);
-                    let rest = decoded.is_ok().then_some(replies);
+                    let rest = decoded.is_ok().then_some(reading);
                     Some((decoded, rest))
                 }
                 Ok(Item::Last(bytes)) => Some((value(&bytes), None)),
                 Ok(Item::End) => None,
-                Ok(Item::Fail(error)) => Some((Err(error), None)),
-                Err(_) => Some((Err(no_reply(&pattern)), None)),
+                Ok(Item::Fail(error)) | Err(error) => Some((Err(error), None)),
             }
         }
     })
@@ -334,7 +403,7 @@ impl<'a> IntoFuture for EmitCall<'a> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let needs = self.needs;
-            let deadline = Instant::now() + self.call.timeout();
+            let deadline = Instant::now() + self.call.timeout(None);
             let (client, mut envelope) = self.call.into_envelope(None)?;
             let Inner {
                 transport,

@@ -426,6 +426,8 @@ pub enum ErrorKind {
     Timeout,
     /// The peer does not keep to the protocol.
     Protocol,
+    /// The client's circuit breaker is open; nothing was sent.
+    CircuitOpen,
 }
 
 impl Error {
@@ -458,9 +460,9 @@ impl Error {
     /// use nestling::{RpcError, transport};
     ///
     /// fn was_sent(error: &RpcError) -> bool {
-    ///     use transport::ErrorKind::{Config, Connect, Full, TooLarge};
+    ///     use transport::ErrorKind::{CircuitOpen, Config, Connect, Full, TooLarge};
     ///     let kind = transport::Error::behind(error).map(transport::Error::kind);
-    ///     !matches!(kind, Some(Config | Connect | Full | TooLarge))
+    ///     !matches!(kind, Some(CircuitOpen | Config | Connect | Full | TooLarge))
     /// }
     /// ```
     pub fn behind(error: &RpcError) -> Option<&Self> {
@@ -495,7 +497,10 @@ impl From<Error> for RpcError {
     fn from(error: Error) -> Self {
         let code = match error.kind {
             ErrorKind::Config => Code::FailedPrecondition,
-            ErrorKind::Connect | ErrorKind::Closed | ErrorKind::NoResponders => Code::Unavailable,
+            ErrorKind::Connect
+            | ErrorKind::Closed
+            | ErrorKind::NoResponders
+            | ErrorKind::CircuitOpen => Code::Unavailable,
             ErrorKind::TooLarge | ErrorKind::Full => Code::ResourceExhausted,
             ErrorKind::Timeout => Code::DeadlineExceeded,
             ErrorKind::Protocol => Code::Internal,
