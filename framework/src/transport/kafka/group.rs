@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -25,6 +26,7 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult},
     message::Message as _,
+    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaRespErr,
 };
 use tokio::sync::{mpsc, watch};
@@ -32,14 +34,15 @@ use tokio::sync::{mpsc, watch};
 use self::commits::Commits;
 use super::{
     Logged,
+    burial::Burial,
     carries::Carries,
-    offsets::Offsets,
+    offsets::{Commit, Offsets, Tries},
     partition::{Partition, PartitionSource},
     patiently,
     record::Foreign,
     replies::ReplyWriter,
 };
-use crate::transport::{Source, Subscription, pending::lock};
+use crate::transport::{Rejection, Source, Subscription, pending::lock};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -66,6 +69,7 @@ type Positions = HashMap<(String, i32), i64>;
 /// What the thread, the sources and the responders share.
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
+    burial: Burial,
     /// The name of the group.
     service: String,
     /// What the broker knows this process by, for as long as it runs.
@@ -98,6 +102,7 @@ pub(super) enum Phase {
 impl Group {
     pub(super) fn new(
         replies: ReplyWriter,
+        burial: Burial,
         carried: HashMap<String, Carries>,
         subscription: &Subscription,
         sources: mpsc::UnboundedSender<Box<dyn Source>>,
@@ -114,6 +119,7 @@ impl Group {
         } = subscription;
         Arc::new(Self {
             replies,
+            burial,
             service: service.clone(),
             client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),
@@ -343,9 +349,10 @@ impl Group {
         if list.count() > 0 {
             match consumer.committed_offsets(list.clone(), LOOKUP) {
                 Ok(found) => {
-                    for element in found.elements() {
+                    for element in &found.elements() {
                         let key = (element.topic().to_owned(), element.partition());
-                        committed.insert(key, position(element.offset()));
+                        let known = position(element.offset());
+                        committed.insert(key, known.map(|known| (known, tries(element))));
                     }
                 }
                 // The library asks again by itself, and starts there.
@@ -356,7 +363,9 @@ impl Group {
         for mut element in list.elements() {
             let key = (element.topic().to_owned(), element.partition());
             let offsets = match committed.get(&key) {
-                Some(Some(position)) => Offsets::new(*position, true),
+                Some(Some((position, tries))) => {
+                    Offsets::new(*position, true).with_tries(tries.clone())
+                }
                 Some(None) => {
                     let begin = self.begin.get().and_then(|begin| begin.get(&key));
                     Offsets::new(begin.copied().unwrap_or_default(), false)
@@ -440,8 +449,8 @@ impl Group {
                 .filter(|partition| !partition.commits_first())
             {
                 partition.wait_idle(deadline);
-                if let Some(position) = partition.uncommitted() {
-                    add(&mut settled, partition, position);
+                if let Some(commit) = partition.uncommitted() {
+                    add(&mut settled, partition, &commit);
                 }
             }
             if settled.count() > 0
@@ -514,6 +523,12 @@ impl Group {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// An event that is given up: stored, and settled then.
+    pub(super) fn bury(&self, partition: &Arc<Partition>, offset: i64, rejection: Rejection) {
+        self.burial
+            .bury(&self.service, partition, offset, rejection);
+    }
+
     /// A record that is read by nobody here.
     pub(super) fn skip(&self, topic: &str, offset: i64, foreign: Foreign) {
         if self.foreign.swap(true, Ordering::Relaxed) {
@@ -545,11 +560,22 @@ impl ConsumerContext for GroupContext {
     }
 }
 
-fn add(list: &mut TopicPartitionList, partition: &Partition, position: i64) {
-    let offset = Offset::Offset(position);
-    if let Err(error) = list.add_partition_offset(&partition.topic, partition.number, offset) {
+fn add(list: &mut TopicPartitionList, partition: &Partition, commit: &Commit) {
+    let Commit { position, tries } = commit;
+    let mut element = list.add_partition(&partition.topic, partition.number);
+    if let Err(error) = element.set_offset(Offset::Offset(*position)) {
         tracing::error!(%error, position, "an offset cannot be committed");
     }
+    if !tries.is_empty() {
+        element.set_metadata(tries);
+    }
+}
+
+/// What was committed with an offset.
+fn tries(element: &TopicPartitionListElem<'_>) -> Tries {
+    // The library panics at metadata that is not UTF-8, and anybody may have committed it.
+    let read = catch_unwind(AssertUnwindSafe(|| Tries::parse(element.metadata())));
+    read.unwrap_or_default()
 }
 
 fn position(offset: Offset) -> Option<i64> {

@@ -16,7 +16,7 @@ use super::{
     carries::Carries,
     delivery::deliver,
     group::{Group, GroupContext},
-    offsets::Offsets,
+    offsets::{Commit, Offsets},
 };
 use crate::{
     envelope::Envelope,
@@ -25,6 +25,8 @@ use crate::{
 
 /// How many records one poll looks at, delivered or not.
 const LOOKED_AT: usize = 512;
+/// Nothing more is taken while so many records wait for their dead letters to be stored.
+const MOST_BURYING: usize = 64;
 /// How long a source waits at its end for the consumer to close.
 const CLOSE: Duration = Duration::from_secs(8);
 
@@ -46,6 +48,8 @@ struct State {
     offsets: Offsets,
     /// Records given back: read again from this offset, not before this time.
     again: Option<(i64, Instant)>,
+    /// How many records wait for their dead letters to be stored.
+    burying: usize,
     /// The source waits for something to be settled.
     full: bool,
     revoked: bool,
@@ -63,6 +67,7 @@ impl Partition {
         let state = State {
             offsets,
             again: None,
+            burying: 0,
             full: false,
             revoked: false,
         };
@@ -94,13 +99,13 @@ impl Partition {
     }
 
     /// What is settled and not committed.
-    pub(super) fn uncommitted(&self) -> Option<i64> {
+    pub(super) fn uncommitted(&self) -> Option<Commit> {
         lock(&self.state).offsets.uncommitted()
     }
 
-    /// The broker has acknowledged `position`.
-    pub(super) fn committed(&self, position: i64) {
-        lock(&self.state).offsets.commit(position);
+    /// The broker has acknowledged this.
+    pub(super) fn committed(&self, commit: Commit) {
+        lock(&self.state).offsets.commit(commit);
         if self.commits_first() {
             self.waker.wake();
         }
@@ -121,6 +126,29 @@ impl Partition {
             }
             _ => None,
         }
+    }
+
+    /// Whether it belongs to somebody else by now.
+    pub(super) fn is_revoked(&self) -> bool {
+        lock(&self.state).revoked
+    }
+
+    /// A record has been tried in vain, so often by now.
+    pub(super) fn tried(&self, offset: i64, attempts: u32) {
+        lock(&self.state).offsets.tried(offset, attempts);
+    }
+
+    /// The dead letter of a record is about to be stored.
+    pub(super) fn begin_burying(&self) {
+        lock(&self.state).burying += 1;
+    }
+
+    /// The dead letter of a record is stored, and the record thereby settled.
+    pub(super) fn buried(&self, offset: i64) {
+        self.leave(|state| {
+            state.burying = state.burying.saturating_sub(1);
+            state.offsets.settle(offset);
+        });
     }
 
     pub(super) fn settle(&self, offset: i64) {
@@ -157,7 +185,8 @@ impl Partition {
     fn is_full(&self, most: usize) -> bool {
         let mut state = lock(&self.state);
         // With nothing in work, records that were given back are in the way: they have to be read.
-        state.full = state.offsets.span() >= most && state.offsets.in_work() > 0;
+        let is_long = state.offsets.span() >= most && state.offsets.in_work() > 0;
+        state.full = is_long || state.burying >= MOST_BURYING;
         state.full
     }
 

@@ -58,22 +58,22 @@ impl Group {
         // else's already.
         let _under_way = lock(&self.commits.under_way);
         let mut list = TopicPartitionList::new();
-        let mut positions = Vec::new();
+        let mut commits = Vec::new();
         for partition in lock(&self.partitions).iter() {
-            if let Some(position) = partition.uncommitted() {
-                add(&mut list, partition, position);
-                positions.push((Arc::clone(partition), position));
+            if let Some(commit) = partition.uncommitted() {
+                add(&mut list, partition, &commit);
+                commits.push((Arc::clone(partition), commit));
             }
         }
-        if positions.is_empty() {
+        if commits.is_empty() {
             return true;
         }
         if let Err(error) = consumer.commit(&list, CommitMode::Sync) {
             tracing::debug!(%error, "commit to Kafka");
             return false;
         }
-        for (partition, position) in positions {
-            partition.committed(position);
+        for (partition, commit) in commits {
+            partition.committed(commit);
         }
         self.note_placed();
         true
