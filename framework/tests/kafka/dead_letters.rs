@@ -120,13 +120,13 @@ async fn an_event_is_acknowledged_once_its_dead_letter_is_stored_and_not_before(
     let dead = open(&url).await;
     assert_eq!(dead.list(&service, None, 9).await.unwrap().len(), 0);
     drop(server);
+    let server = start_as(&url, &service, "a", router()).await;
+    assert_eq!(next(&mut tried).await, 1, "it is given again");
 
     let larger = AlterConfig::new(ResourceSpecifier::Topic(&topic));
     let larger = larger.set("max.message.bytes", "1000000");
     let altered = admin.alter_configs([&larger], &AdminOptions::new());
     altered.await.unwrap().remove(0).unwrap();
-    let server = start_as(&url, &service, "a", router()).await;
-    assert_eq!(next(&mut tried).await, 1, "it is given again");
     let all = until(&*dead, &service, 1).await;
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].1.rejection.envelope.payload, "1");
@@ -137,6 +137,32 @@ async fn an_event_is_acknowledged_once_its_dead_letter_is_stored_and_not_before(
     .await;
     server.shutdown().await;
     assert!(tried.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_shuts_down_stores_what_it_has_given_up() {
+    let url = kafka!();
+    let (service, refused) = (unique("drained"), pattern("refused"));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let router = || {
+        let tell = tell.clone();
+        let refuse = move |Payload(n): Payload<u32>| {
+            tell.send(n).ok();
+            refuse()
+        };
+        Router::new().event_with(refused, Guarantee::AtLeastOnce, refuse)
+    };
+    let client = client(&url).await;
+    let dead = open(&url).await;
+    for n in 1..=2 {
+        let server = start(&url, &service, router()).await;
+        client.emit_at(refused, &n).await.unwrap();
+        assert_eq!(next(&mut told).await, n);
+        server.shutdown().await;
+        let all = dead.list(&service, None, 9).await.unwrap();
+        assert_eq!(all.len(), usize::try_from(n).unwrap());
+    }
+    assert!(told.try_recv().is_err(), "each is acknowledged");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,6 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -26,17 +25,16 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult},
     message::Message as _,
-    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaRespErr,
 };
 use tokio::sync::{mpsc, watch};
 
-use self::commits::Commits;
+use self::commits::{Commits, add, tries};
 use super::{
     Logged,
     burial::Burial,
     carries::Carries,
-    offsets::{Commit, Offsets, Tries},
+    offsets::Offsets,
     partition::{Partition, PartitionSource},
     patiently,
     record::Foreign,
@@ -233,6 +231,12 @@ impl Group {
             };
         }
         self.replies.flush(FLUSH);
+        // What is in work once all sources have closed are dead letters that are being stored.
+        let deadline = Instant::now() + FLUSH;
+        let partitions = lock(&self.partitions).clone();
+        for partition in partitions {
+            partition.wait_idle(deadline);
+        }
         self.retire(consumer);
         self.end();
     }
@@ -558,24 +562,6 @@ impl ConsumerContext for GroupContext {
             _ => self.owner.revoke(consumer, list),
         }
     }
-}
-
-fn add(list: &mut TopicPartitionList, partition: &Partition, commit: &Commit) {
-    let Commit { position, tries } = commit;
-    let mut element = list.add_partition(&partition.topic, partition.number);
-    if let Err(error) = element.set_offset(Offset::Offset(*position)) {
-        tracing::error!(%error, position, "an offset cannot be committed");
-    }
-    if !tries.is_empty() {
-        element.set_metadata(tries);
-    }
-}
-
-/// What was committed with an offset.
-fn tries(element: &TopicPartitionListElem<'_>) -> Tries {
-    // The library panics at metadata that is not UTF-8, and anybody may have committed it.
-    let read = catch_unwind(AssertUnwindSafe(|| Tries::parse(element.metadata())));
-    read.unwrap_or_default()
 }
 
 fn position(offset: Offset) -> Option<i64> {

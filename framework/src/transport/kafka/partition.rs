@@ -52,6 +52,8 @@ struct State {
     burying: usize,
     /// The source waits for something to be settled.
     full: bool,
+    /// Somebody waits, or has waited, for nothing to be in work.
+    awaited: bool,
     revoked: bool,
 }
 
@@ -69,6 +71,7 @@ impl Partition {
             again: None,
             burying: 0,
             full: false,
+            awaited: false,
             revoked: false,
         };
         Self {
@@ -94,7 +97,9 @@ impl Partition {
     pub(super) fn wait_idle(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         let busy = |state: &mut State| state.offsets.in_work() > 0;
-        let waited = self.idle.wait_timeout_while(lock(&self.state), left, busy);
+        let mut state = lock(&self.state);
+        state.awaited = true;
+        let waited = self.idle.wait_timeout_while(state, left, busy);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -171,7 +176,7 @@ impl Partition {
         let mut state = lock(&self.state);
         change(&mut state);
         let wake = std::mem::take(&mut state.full);
-        let idle = state.revoked && state.offsets.in_work() == 0;
+        let idle = state.awaited && state.offsets.in_work() == 0;
         drop(state);
         if wake {
             self.waker.wake();
