@@ -232,6 +232,76 @@ async fn a_dead_letter_has_the_bytes_of_its_event_and_can_be_read_with_any_consu
     server.shutdown().await;
 }
 
+/// What two replicas store of one event when the first one dies before it is acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_given_up_twice_has_one_dead_letter() {
+    let url = kafka!();
+    let (service, refused) = (unique("twice"), pattern("refused"));
+    let topic = format!("{service}.dead-letters");
+    let router = Router::new().event_with(refused, Guarantee::AtLeastOnce, refuse);
+    let server = start(&url, &service, router).await;
+    client(&url).await.emit_at(refused, &1).await.unwrap();
+    let dead = open(&url).await;
+    let first = until(&*dead, &service, 1).await.remove(0).0;
+    let key = copy(&url, &topic);
+    let second = eventually(async || {
+        let all = dead.list(&service, None, 9).await.unwrap();
+        assert_eq!(all.len(), 1, "{key}");
+        (all[0].0 > first).then(|| all[0].0.clone())
+    })
+    .await;
+    assert!(dead.find(&service, &first).await.unwrap().is_none());
+    assert!(!dead.discard(&service, &first).await.unwrap());
+    assert!(dead.discard(&service, &second).await.unwrap());
+    assert!(dead.list(&service, None, 9).await.unwrap().is_empty());
+    server.shutdown().await;
+}
+
+/// Writes the first record of a topic once more and returns its key.
+fn copy(url: &str, topic: &str) -> String {
+    let consumer: BaseConsumer = config(url)
+        .set("group.id", unique("group"))
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning)
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    let message = consumer.poll(SOON).unwrap().unwrap();
+    let text = |bytes| str::from_utf8(bytes).unwrap();
+    let headers: Vec<_> = message.headers().unwrap().iter().collect();
+    let headers: Vec<_> = headers
+        .iter()
+        .map(|header| (header.key, text(header.value.unwrap())))
+        .collect();
+    let key = text(message.key().unwrap());
+    send_raw(url, topic, key, &headers, message.payload().unwrap());
+    key.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_event_has_a_dead_letter_whatever_its_handler_said() {
+    let url = kafka!();
+    let (service, refused) = (unique("largest"), pattern("refused"));
+    let complain = async || Err::<(), _>(RpcError::invalid_argument("ü".repeat(100_000)));
+    let router = Router::new().event_with(refused, Guarantee::AtLeastOnce, complain);
+    let server = start(&url, &service, router).await;
+    let client = client(&url).await;
+    let largest = "x".repeat(client.capabilities().max_payload - 2);
+    let event = client.emit_at(refused, &largest);
+    let event = event.header("x-own", "y".repeat(39_000));
+    event.await.unwrap();
+    let dead = open(&url).await;
+    let (id, letter) = until(&*dead, &service, 1).await.remove(0);
+    let rejection = letter.rejection;
+    assert_eq!(rejection.envelope.payload.len(), largest.len() + 2);
+    let own = rejection.envelope.headers.get("x-own");
+    assert_eq!(own.map(str::len), Some(39_000));
+    assert!(rejection.reason.len() <= 4096);
+    assert!(dead.discard(&service, &id).await.unwrap());
+    server.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_dead_letter_hurts_nobody() {
     let url = kafka!();

@@ -387,3 +387,54 @@ impl Drop for PartitionSource {
         self.leave();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::{ArcWake, waker};
+
+    use super::*;
+    use crate::transport::kafka::carries::{Native, Nest};
+
+    struct Woken(Mutex<bool>);
+
+    impl ArcWake for Woken {
+        fn wake_by_ref(woken: &Arc<Self>) {
+            *lock(&woken.0) = true;
+        }
+    }
+
+    fn partition() -> Partition {
+        let pattern = "order.placed";
+        let carries = Carries {
+            topic: pattern.into(),
+            native: Native::Event {
+                pattern: pattern.into(),
+            },
+            nest: Nest::Off,
+        };
+        let offsets = Offsets::new(0, true);
+        let waker = Arc::default();
+        Partition::new(pattern.into(), 0, Arc::new(carries), offsets, None, waker)
+    }
+
+    #[test]
+    fn a_partition_is_not_read_on_while_many_dead_letters_wait_to_be_stored() {
+        let partition = partition();
+        let woken = Arc::new(Woken(Mutex::new(false)));
+        partition.waker.register(&waker(Arc::clone(&woken)));
+        for offset in 0..64 {
+            assert!(!partition.is_full(1000), "{offset}");
+            lock(&partition.state).offsets.take(offset);
+            partition.begin_burying();
+        }
+        assert!(partition.is_full(1000));
+        assert_eq!(partition.uncommitted(), None);
+        partition.buried(1);
+        assert!(*lock(&woken.0));
+        assert!(!partition.is_full(1000));
+        assert_eq!(partition.uncommitted(), None, "the first waits");
+        partition.buried(0);
+        let position = partition.uncommitted().map(|commit| commit.position);
+        assert_eq!(position, Some(2));
+    }
+}
