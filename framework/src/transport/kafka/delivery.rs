@@ -216,12 +216,23 @@ impl Responder for KafkaResponder {
         Poll::Pending
     }
 
+    fn tried(&mut self, attempts: u32) {
+        // What is committed first is not given to anybody again.
+        if !self.partition.commits_first() {
+            self.partition.tried(self.offset, attempts);
+            self.group.commit_soon();
+        }
+    }
+
     fn settle(mut self: Box<Self>, outcome: Outcome) {
         match outcome {
             Outcome::Reply(payload) => self.reply(Item::Last(payload)),
             Outcome::Done => self.reply(Item::End),
             Outcome::Fail(error) => self.reply(Item::Fail(error)),
-            Outcome::Ack | Outcome::Reject(_) => {}
+            Outcome::Ack => {}
+            Outcome::Reject(rejection) => {
+                return self.group.bury(&self.partition, self.offset, rejection);
+            }
             Outcome::Retry { after } => {
                 if !self.partition.commits_first() {
                     return self.partition.give_back(self.offset, after);

@@ -29,9 +29,10 @@ use rdkafka::{
 };
 use tokio::sync::{mpsc, watch};
 
-use self::commits::Commits;
+use self::commits::{Commits, add, tries};
 use super::{
     Logged,
+    burial::Burial,
     carries::Carries,
     offsets::Offsets,
     partition::{Partition, PartitionSource},
@@ -39,7 +40,7 @@ use super::{
     record::Foreign,
     replies::ReplyWriter,
 };
-use crate::transport::{Source, Subscription, pending::lock};
+use crate::transport::{Rejection, Source, Subscription, pending::lock};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -66,6 +67,7 @@ type Positions = HashMap<(String, i32), i64>;
 /// What the thread, the sources and the responders share.
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
+    burial: Burial,
     /// The name of the group.
     service: String,
     /// What the broker knows this process by, for as long as it runs.
@@ -98,6 +100,7 @@ pub(super) enum Phase {
 impl Group {
     pub(super) fn new(
         replies: ReplyWriter,
+        burial: Burial,
         carried: HashMap<String, Carries>,
         subscription: &Subscription,
         sources: mpsc::UnboundedSender<Box<dyn Source>>,
@@ -114,6 +117,7 @@ impl Group {
         } = subscription;
         Arc::new(Self {
             replies,
+            burial,
             service: service.clone(),
             client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),
@@ -227,6 +231,12 @@ impl Group {
             };
         }
         self.replies.flush(FLUSH);
+        // What is in work once all sources have closed are dead letters that are being stored.
+        let deadline = Instant::now() + FLUSH;
+        let partitions = lock(&self.partitions).clone();
+        for partition in partitions {
+            partition.wait_idle(deadline);
+        }
         self.retire(consumer);
         self.end();
     }
@@ -343,9 +353,10 @@ impl Group {
         if list.count() > 0 {
             match consumer.committed_offsets(list.clone(), LOOKUP) {
                 Ok(found) => {
-                    for element in found.elements() {
+                    for element in &found.elements() {
                         let key = (element.topic().to_owned(), element.partition());
-                        committed.insert(key, position(element.offset()));
+                        let known = position(element.offset());
+                        committed.insert(key, known.map(|known| (known, tries(element))));
                     }
                 }
                 // The library asks again by itself, and starts there.
@@ -356,7 +367,9 @@ impl Group {
         for mut element in list.elements() {
             let key = (element.topic().to_owned(), element.partition());
             let offsets = match committed.get(&key) {
-                Some(Some(position)) => Offsets::new(*position, true),
+                Some(Some((position, tries))) => {
+                    Offsets::new(*position, true).with_tries(tries.clone())
+                }
                 Some(None) => {
                     let begin = self.begin.get().and_then(|begin| begin.get(&key));
                     Offsets::new(begin.copied().unwrap_or_default(), false)
@@ -440,8 +453,8 @@ impl Group {
                 .filter(|partition| !partition.commits_first())
             {
                 partition.wait_idle(deadline);
-                if let Some(position) = partition.uncommitted() {
-                    add(&mut settled, partition, position);
+                if let Some(commit) = partition.uncommitted() {
+                    add(&mut settled, partition, &commit);
                 }
             }
             if settled.count() > 0
@@ -514,6 +527,12 @@ impl Group {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// An event that is given up: stored, and settled then.
+    pub(super) fn bury(&self, partition: &Arc<Partition>, offset: i64, rejection: Rejection) {
+        self.burial
+            .bury(&self.service, partition, offset, rejection);
+    }
+
     /// A record that is read by nobody here.
     pub(super) fn skip(&self, topic: &str, offset: i64, foreign: Foreign) {
         if self.foreign.swap(true, Ordering::Relaxed) {
@@ -542,13 +561,6 @@ impl ConsumerContext for GroupContext {
             }
             _ => self.owner.revoke(consumer, list),
         }
-    }
-}
-
-fn add(list: &mut TopicPartitionList, partition: &Partition, position: i64) {
-    let offset = Offset::Offset(position);
-    if let Err(error) = list.add_partition_offset(&partition.topic, partition.number, offset) {
-        tracing::error!(%error, position, "an offset cannot be committed");
     }
 }
 

@@ -6,7 +6,9 @@
 mod client;
 mod server;
 
+mod burial;
 mod carries;
+mod dead_letters;
 mod delivery;
 mod group;
 mod nest;
@@ -43,7 +45,7 @@ pub(super) const SCHEME: Scheme = Scheme {
     options: &["partitions", "replication", "topic", "wire"],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
-    dead_letters: None,
+    dead_letters: Some(|address| Box::pin(dead_letters::open(address))),
 };
 
 const NAME: &str = "kafka";
@@ -54,6 +56,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const MAX_PAYLOAD: usize = 1_000_000;
 /// What key and headers may add.
 const MAX_HEADERS: usize = 40_000;
+/// The largest record: a dead letter, of an event that somebody else has sent.
+const MAX_RECORD: usize = 16 << 20;
 /// The partitions of a topic that is made here, unless the URL says otherwise.
 const PARTITIONS: i32 = 3;
 
@@ -64,7 +68,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     durable: true,
     order: Order::Key,
     redelivers: true,
-    dead_letters: false,
+    dead_letters: true,
     cancels: false,
     stream_credit: false,
     detects_absence: true,
@@ -162,7 +166,8 @@ impl Settings {
             .set("reconnect.backoff.max.ms", "1000")
             .set("log.connection.close", "false")
             .set("allow.auto.create.topics", "false")
-            .set("message.max.bytes", (MAX_PAYLOAD + MAX_HEADERS).to_string());
+            // What is sent is kept small by `record::check_size`, apart from dead letters.
+            .set("message.max.bytes", MAX_RECORD.to_string());
 
         config.set_log_level(RDKafkaLogLevel::Info);
         config

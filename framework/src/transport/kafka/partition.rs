@@ -16,7 +16,7 @@ use super::{
     carries::Carries,
     delivery::deliver,
     group::{Group, GroupContext},
-    offsets::Offsets,
+    offsets::{Commit, Offsets},
 };
 use crate::{
     envelope::Envelope,
@@ -25,6 +25,8 @@ use crate::{
 
 /// How many records one poll looks at, delivered or not.
 const LOOKED_AT: usize = 512;
+/// Nothing more is taken while so many records wait for their dead letters to be stored.
+const MOST_BURYING: usize = 64;
 /// How long a source waits at its end for the consumer to close.
 const CLOSE: Duration = Duration::from_secs(8);
 
@@ -46,8 +48,12 @@ struct State {
     offsets: Offsets,
     /// Records given back: read again from this offset, not before this time.
     again: Option<(i64, Instant)>,
+    /// How many records wait for their dead letters to be stored.
+    burying: usize,
     /// The source waits for something to be settled.
     full: bool,
+    /// Somebody waits, or has waited, for nothing to be in work.
+    awaited: bool,
     revoked: bool,
 }
 
@@ -63,7 +69,9 @@ impl Partition {
         let state = State {
             offsets,
             again: None,
+            burying: 0,
             full: false,
+            awaited: false,
             revoked: false,
         };
         Self {
@@ -89,18 +97,20 @@ impl Partition {
     pub(super) fn wait_idle(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         let busy = |state: &mut State| state.offsets.in_work() > 0;
-        let waited = self.idle.wait_timeout_while(lock(&self.state), left, busy);
+        let mut state = lock(&self.state);
+        state.awaited = true;
+        let waited = self.idle.wait_timeout_while(state, left, busy);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// What is settled and not committed.
-    pub(super) fn uncommitted(&self) -> Option<i64> {
+    pub(super) fn uncommitted(&self) -> Option<Commit> {
         lock(&self.state).offsets.uncommitted()
     }
 
-    /// The broker has acknowledged `position`.
-    pub(super) fn committed(&self, position: i64) {
-        lock(&self.state).offsets.commit(position);
+    /// The broker has acknowledged this.
+    pub(super) fn committed(&self, commit: Commit) {
+        lock(&self.state).offsets.commit(commit);
         if self.commits_first() {
             self.waker.wake();
         }
@@ -123,6 +133,29 @@ impl Partition {
         }
     }
 
+    /// Whether it belongs to somebody else by now.
+    pub(super) fn is_revoked(&self) -> bool {
+        lock(&self.state).revoked
+    }
+
+    /// A record has been tried in vain, so often by now.
+    pub(super) fn tried(&self, offset: i64, attempts: u32) {
+        lock(&self.state).offsets.tried(offset, attempts);
+    }
+
+    /// The dead letter of a record is about to be stored.
+    pub(super) fn begin_burying(&self) {
+        lock(&self.state).burying += 1;
+    }
+
+    /// The dead letter of a record is stored, and the record thereby settled.
+    pub(super) fn buried(&self, offset: i64) {
+        self.leave(|state| {
+            state.burying = state.burying.saturating_sub(1);
+            state.offsets.settle(offset);
+        });
+    }
+
     pub(super) fn settle(&self, offset: i64) {
         self.leave(|state| state.offsets.settle(offset));
     }
@@ -143,7 +176,7 @@ impl Partition {
         let mut state = lock(&self.state);
         change(&mut state);
         let wake = std::mem::take(&mut state.full);
-        let idle = state.revoked && state.offsets.in_work() == 0;
+        let idle = state.awaited && state.offsets.in_work() == 0;
         drop(state);
         if wake {
             self.waker.wake();
@@ -157,7 +190,8 @@ impl Partition {
     fn is_full(&self, most: usize) -> bool {
         let mut state = lock(&self.state);
         // With nothing in work, records that were given back are in the way: they have to be read.
-        state.full = state.offsets.span() >= most && state.offsets.in_work() > 0;
+        let is_long = state.offsets.span() >= most && state.offsets.in_work() > 0;
+        state.full = is_long || state.burying >= MOST_BURYING;
         state.full
     }
 
@@ -351,5 +385,56 @@ impl Drop for PartitionSource {
         self.stopped = true;
         self.unpark();
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::{ArcWake, waker};
+
+    use super::*;
+    use crate::transport::kafka::carries::{Native, Nest};
+
+    struct Woken(Mutex<bool>);
+
+    impl ArcWake for Woken {
+        fn wake_by_ref(woken: &Arc<Self>) {
+            *lock(&woken.0) = true;
+        }
+    }
+
+    fn partition() -> Partition {
+        let pattern = "order.placed";
+        let carries = Carries {
+            topic: pattern.into(),
+            native: Native::Event {
+                pattern: pattern.into(),
+            },
+            nest: Nest::Off,
+        };
+        let offsets = Offsets::new(0, true);
+        let waker = Arc::default();
+        Partition::new(pattern.into(), 0, Arc::new(carries), offsets, None, waker)
+    }
+
+    #[test]
+    fn a_partition_is_not_read_on_while_many_dead_letters_wait_to_be_stored() {
+        let partition = partition();
+        let woken = Arc::new(Woken(Mutex::new(false)));
+        partition.waker.register(&waker(Arc::clone(&woken)));
+        for offset in 0..64 {
+            assert!(!partition.is_full(1000), "{offset}");
+            lock(&partition.state).offsets.take(offset);
+            partition.begin_burying();
+        }
+        assert!(partition.is_full(1000));
+        assert_eq!(partition.uncommitted(), None);
+        partition.buried(1);
+        assert!(*lock(&woken.0));
+        assert!(!partition.is_full(1000));
+        assert_eq!(partition.uncommitted(), None, "the first waits");
+        partition.buried(0);
+        let position = partition.uncommitted().map(|commit| commit.position);
+        assert_eq!(position, Some(2));
     }
 }

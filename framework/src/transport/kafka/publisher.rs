@@ -15,7 +15,7 @@ use super::{
     Logged, Settings,
     producer::{self, Outgoing, Producer, Reports},
     record::Encoded,
-    sender::{deadline, within},
+    sender::{PATIENCE, deadline, within},
     topics::{Purpose, Topics},
 };
 use crate::{
@@ -62,6 +62,41 @@ impl Publisher {
         }
     }
 
+    /// Has a topic of dead letters and a producer.
+    pub(super) async fn prepare(&self, topic: &str) -> Result<(), Error> {
+        self.topics.ensure_one(topic, Purpose::DeadLetters).await?;
+        self.producer
+            .get_or_try_init(|| self.open())
+            .await
+            .map(drop)
+    }
+
+    /// Writes a dead letter, or with a payload that is null takes one away, and waits until that is
+    /// acknowledged.
+    pub(super) async fn store(
+        &self,
+        topic: &str,
+        key: &[u8],
+        record: Encoded,
+    ) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        within(deadline, self.prepare(topic)).await?;
+        let producer = within(deadline, self.producer.get_or_try_init(|| self.open())).await?;
+        let (acknowledge, acknowledged) = oneshot::channel();
+        let outgoing = Outgoing {
+            topic,
+            partition: Some(0),
+            key: Some(key),
+            headers: record.headers,
+            payload: record.payload.as_deref(),
+        };
+        producer
+            .send_by(outgoing, Box::new(acknowledge), deadline)
+            .await?;
+        self.acknowledged(topic, topic, acknowledged, deadline)
+            .await
+    }
+
     /// Writes one event to each of these topics, which are made if they do not exist, and waits
     /// until all of them are acknowledged.
     pub(super) async fn publish(
@@ -91,7 +126,7 @@ impl Publisher {
             sent.push((topic, acknowledged));
         }
         for (topic, acknowledged) in sent {
-            self.acknowledged(envelope, &topic, acknowledged, deadline)
+            self.acknowledged(&envelope.pattern, &topic, acknowledged, deadline)
                 .await?;
         }
         Ok(())
@@ -99,12 +134,12 @@ impl Publisher {
 
     async fn acknowledged(
         &self,
-        envelope: &Envelope,
+        what: &str,
         topic: &str,
         acknowledged: Acknowledged,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let doing = || format!("publish {:?}", envelope.pattern);
+        let doing = || format!("publish {what:?}");
         match timeout_at(deadline, acknowledged).await {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(error))) => {

@@ -24,11 +24,11 @@ const BATCH: usize = 256;
 /// How often what the consumer has to say for itself is read.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-struct NoGroup;
+pub(super) struct NoGroup;
 
 impl ConsumerContext for Logged<NoGroup> {}
 
-type Consumer = BaseConsumer<Logged<NoGroup>>;
+pub(super) type Consumer = BaseConsumer<Logged<NoGroup>>;
 type Queue = PartitionQueue<Logged<NoGroup>>;
 
 /// Reads replies by a task that ends with this.

@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Marks a record of this wire; no NestJS application sets it.
-const NATIVE: &str = "nestling";
-const VERSION: &str = "1";
+pub(super) const NATIVE: &str = "nestling";
+pub(super) const VERSION: &str = "1";
 const REPLY_PARTITION: &str = "reply-partition";
 /// What a reply is: one of the words below.
 const ITEM: &str = "item";
@@ -42,7 +42,7 @@ pub(super) struct ReplyAddress {
 }
 
 /// A record about to be sent, apart from where to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Encoded {
     pub(super) headers: OwnedHeaders,
     /// `None` is a value that is null.
@@ -114,11 +114,11 @@ pub(super) fn reply(address: &ReplyAddress, item: &Item) -> Encoded {
     }
 }
 
-fn start(capacity: usize) -> OwnedHeaders {
+pub(super) fn start(capacity: usize) -> OwnedHeaders {
     add(OwnedHeaders::new_with_capacity(capacity), NATIVE, VERSION)
 }
 
-fn add(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
+pub(super) fn add(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
     headers.insert(Header {
         key,
         value: Some(value),

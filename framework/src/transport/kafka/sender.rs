@@ -9,6 +9,7 @@ use std::{
 };
 
 use rdkafka::{
+    error::KafkaResult,
     message::Message as _,
     producer::{DeliveryResult, ProducerContext},
 };
@@ -29,7 +30,7 @@ use crate::{
 };
 
 /// How long a call without a deadline may take to be sent.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long closing waits for what is queued.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -39,7 +40,7 @@ pub(super) struct Sender {
     pub(super) identity: ClientIdentity,
     pub(super) pending: Arc<Pending>,
     pub(super) events: Arc<Publisher>,
-    topics: Arc<Topics>,
+    pub(super) topics: Arc<Topics>,
     requests: Arc<Producer<Logged<RequestReports>>>,
 }
 
@@ -141,6 +142,11 @@ impl Sender {
         });
         reader.follow(topic, partition, end.await?).await?;
         Ok(partition)
+    }
+
+    /// Where a partition ends. Blocks.
+    pub(super) fn end(&self, topic: &str, partition: i32) -> KafkaResult<i64> {
+        patiently(|| self.requests.end(topic, partition))
     }
 
     pub(super) async fn close(&self) {

@@ -11,6 +11,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     CAPABILITIES, NAME, Settings, blocking,
+    burial::Burial,
     carries::carried,
     group::{Group, Phase},
     replies::ReplyWriter,
@@ -28,7 +29,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
     let settings = Settings::of_server(&address)?;
     let replies = ReplyWriter::new(&settings)?;
-    let topics = Topics::new(settings.clone(), replies.lookup());
+    let topics = Arc::new(Topics::new(settings.clone(), replies.lookup()));
     topics.connect().await?;
     let replies = Mutex::new(Some(replies));
     Ok(Arc::new(KafkaServer {
@@ -41,7 +42,7 @@ pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, E
 
 struct KafkaServer {
     settings: Settings,
-    topics: Topics,
+    topics: Arc<Topics>,
     /// Until the subscription takes it.
     replies: Mutex<Option<ReplyWriter>>,
     group: OnceLock<Arc<Group>>,
@@ -70,7 +71,8 @@ impl ServerTransport for KafkaServer {
             .collect();
 
         let (sender, mut sources) = mpsc::unbounded_channel();
-        let group = Group::new(replies, carried, &subscription, sender);
+        let burial = Burial::new(settings, &self.topics, &subscription.service);
+        let group = Group::new(replies, burial, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
         let config = config(settings, &subscription, &group.client_id);
         let consumer = group

@@ -13,15 +13,19 @@ use rdkafka::{
     metadata::Metadata,
 };
 
-use super::{CONNECT, Logged, Settings, blocking, let_go};
+use super::{CONNECT, Logged, MAX_RECORD, Settings, blocking, let_go};
 use crate::transport::{Error, ErrorKind, pending::lock};
 
 /// Kafka's own limit.
 const LONGEST: usize = 249;
+/// How much is left of the name of a service whose own name is no topic's.
+const LONGEST_READABLE: usize = 200;
 /// How often a new topic's leaders are asked for.
 const POLL: Duration = Duration::from_millis(10);
 /// A reply that nobody has fetched by then has no caller any more.
 const REPLY_RETENTION: &str = "600000";
+/// As long as it takes until dead letters that were discarded may be cleaned away.
+const DEAD_SEGMENT: &str = "86400000";
 /// How many callers of one service read apart from each other.
 const REPLY_PARTITIONS: i32 = 8;
 
@@ -58,6 +62,28 @@ pub(super) fn replies(service: &str) -> Result<String, Error> {
     check(&name).map(|()| name)
 }
 
+/// The topic of what a service has given up. A name that Kafka would not take is made one that it
+/// does, and told from others by a hash.
+pub(super) fn dead_letters(service: &str) -> String {
+    let name = format!("{service}.dead-letters");
+    if is_legal(&name) {
+        return name;
+    }
+    let legal = service.bytes().map(|byte| match is_legal_byte(byte) {
+        true => char::from(byte),
+        false => '-',
+    });
+    let legal: String = legal.take(LONGEST_READABLE).collect();
+    format!("{legal}-{:016x}.dead-letters", fnv1a(service))
+}
+
+/// Always the same, unlike the hashes of the standard library.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// The topic that NestJS services answer to calls of `route` by.
 pub(super) fn nest_replies(route: &str) -> Result<String, Error> {
     let name = format!("{route}.reply");
@@ -78,12 +104,15 @@ pub(super) fn check(name: &str) -> Result<(), Error> {
 }
 
 pub(super) fn is_legal(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     !name.is_empty()
         && name.len() <= LONGEST
         && name != "."
         && name != ".."
-        && name.bytes().all(legal)
+        && name.bytes().all(is_legal_byte)
+}
+
+fn is_legal_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
 /// What a topic is made for.
@@ -92,6 +121,7 @@ pub(super) enum Purpose {
     Requests,
     Events,
     Replies,
+    DeadLetters,
 }
 
 /// Asks the cluster for the metadata of one topic or of all, within a limit.
@@ -224,14 +254,18 @@ async fn look_up(
 }
 
 async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<(), Error> {
+    let longest = MAX_RECORD.to_string();
     let topics: Vec<_> = missing
         .iter()
         .map(|(name, purpose)| {
             let replication = TopicReplication::Fixed(settings.replication);
             let partitions = match purpose {
                 Purpose::Replies => REPLY_PARTITIONS,
+                // One, so that they have one order.
+                Purpose::DeadLetters => 1,
                 Purpose::Requests | Purpose::Events => settings.partitions,
             };
+            let longest = &*longest;
             let topic = NewTopic::new(name, partitions, replication);
             match purpose {
                 // The time a request has waited is told from when the broker got it.
@@ -240,6 +274,11 @@ async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<()
                 Purpose::Replies => topic
                     .set("retention.ms", REPLY_RETENTION)
                     .set("segment.ms", REPLY_RETENTION),
+                // Each is kept until it is discarded, which is a record without a value.
+                Purpose::DeadLetters => topic
+                    .set("cleanup.policy", "compact")
+                    .set("segment.ms", DEAD_SEGMENT)
+                    .set("max.message.bytes", longest),
             }
         })
         .collect();
@@ -282,6 +321,27 @@ mod tests {
             EventTopics::PerPattern.topic("order.placed").unwrap(),
             "order.placed"
         );
+    }
+
+    #[test]
+    fn every_service_has_a_topic_for_what_it_gives_up() {
+        assert_eq!(dead_letters("user"), "user.dead-letters");
+        let odd = dead_letters("größe/1");
+        assert_eq!(odd, "gr----e-1-f4936ea97036f61a.dead-letters");
+        let services = [
+            "größe/2",
+            "",
+            ".",
+            "a b",
+            "a-b",
+            &"x".repeat(249),
+            &"ü".repeat(249),
+        ];
+        let mut names: Vec<_> = services.iter().map(|name| dead_letters(name)).collect();
+        assert!(names.iter().all(|name| is_legal(name)), "{names:?}");
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), services.len());
     }
 
     #[test]

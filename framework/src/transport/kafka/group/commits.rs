@@ -1,18 +1,26 @@
 //! Committing what has been settled.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
 use rdkafka::{
-    TopicPartitionList,
+    Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _},
+    topic_partition_list::TopicPartitionListElem,
 };
 
-use super::{Group, GroupConsumer, add};
-use crate::transport::pending::lock;
+use super::{Group, GroupConsumer};
+use crate::transport::{
+    kafka::{
+        offsets::{Commit, Tries},
+        partition::Partition,
+    },
+    pending::lock,
+};
 
 /// How often what is settled is committed.
 const COMMIT: Duration = Duration::from_millis(100);
@@ -58,22 +66,22 @@ impl Group {
         // else's already.
         let _under_way = lock(&self.commits.under_way);
         let mut list = TopicPartitionList::new();
-        let mut positions = Vec::new();
+        let mut commits = Vec::new();
         for partition in lock(&self.partitions).iter() {
-            if let Some(position) = partition.uncommitted() {
-                add(&mut list, partition, position);
-                positions.push((Arc::clone(partition), position));
+            if let Some(commit) = partition.uncommitted() {
+                add(&mut list, partition, &commit);
+                commits.push((Arc::clone(partition), commit));
             }
         }
-        if positions.is_empty() {
+        if commits.is_empty() {
             return true;
         }
         if let Err(error) = consumer.commit(&list, CommitMode::Sync) {
             tracing::debug!(%error, "commit to Kafka");
             return false;
         }
-        for (partition, position) in positions {
-            partition.committed(position);
+        for (partition, commit) in commits {
+            partition.committed(commit);
         }
         self.note_placed();
         true
@@ -84,4 +92,23 @@ impl Group {
         lock(&self.commits.wanted).soon = true;
         self.commits.signal.notify_one();
     }
+}
+
+/// Adds what is to be committed of a partition.
+pub(super) fn add(list: &mut TopicPartitionList, partition: &Partition, commit: &Commit) {
+    let Commit { position, tries } = commit;
+    let mut element = list.add_partition(&partition.topic, partition.number);
+    if let Err(error) = element.set_offset(Offset::Offset(*position)) {
+        tracing::error!(%error, position, "an offset cannot be committed");
+    }
+    if !tries.is_empty() {
+        element.set_metadata(tries);
+    }
+}
+
+/// What was committed with an offset.
+pub(super) fn tries(element: &TopicPartitionListElem<'_>) -> Tries {
+    // The library panics at metadata that is not UTF-8, and anybody may have committed it.
+    let read = catch_unwind(AssertUnwindSafe(|| Tries::parse(element.metadata())));
+    read.unwrap_or_default()
 }

@@ -4,6 +4,8 @@
 #![cfg(feature = "kafka")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dead_letters;
+
 use std::{
     sync::{
         Arc,
@@ -38,6 +40,7 @@ macro_rules! kafka {
         }
     };
 }
+use kafka;
 
 /// A pattern of one test's own.
 fn pattern(name: &str) -> &'static str {
