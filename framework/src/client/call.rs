@@ -173,8 +173,9 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
     type IntoFuture = BoxFuture<'a, Self::Output>;
 
     /// # Errors
-    /// The handler's error; `Unavailable` when nobody can be reached, `DeadlineExceeded` when the
-    /// time is over, `ResourceExhausted` when the message is too large.
+    /// The handler's error; `Unavailable` when nobody can be reached or a [`Breaker`](crate::Breaker)
+    /// is open, `DeadlineExceeded` when the time is over, `ResourceExhausted` when the message is too
+    /// large or too many calls are in flight.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let codec = self.call.reply_codec();
@@ -295,7 +296,8 @@ impl<'a, R: DeserializeOwned + Send + 'static> IntoFuture for StreamCall<'a, R> 
 
     /// # Errors
     /// When the message could not be sent. What the handler has to say comes through the stream;
-    /// a value that takes longer than the timeout ends it with `DeadlineExceeded`.
+    /// a value that takes longer than the timeout ends it with `DeadlineExceeded`. Where a
+    /// [`Retry`](crate::Retry) applies, what goes wrong before the first value is an error here.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let codec = self.call.reply_codec();

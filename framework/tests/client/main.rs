@@ -9,6 +9,7 @@ mod breaker;
 mod limit;
 mod policy;
 mod retry;
+mod storm;
 
 use std::{
     future::{Future, IntoFuture, pending},
