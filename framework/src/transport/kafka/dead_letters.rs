@@ -172,8 +172,12 @@ impl KafkaDeadLetters {
         let sender = Arc::clone(&self.sender);
         blocking(move || {
             let read = || {
-                let end = sender.end(&topic, 0)?;
-                work(&Log::open(&sender.settings, &topic, end)?)
+                let log = Log {
+                    settings: sender.settings.clone(),
+                    end: sender.end(&topic, 0)?,
+                    topic,
+                };
+                work(&log)
             };
             read()
                 .map(Some)
@@ -192,26 +196,14 @@ fn parse(id: &str) -> Option<i64> {
     (offset >= 0 && self::id(offset) == id).then_some(offset)
 }
 
-/// A topic of dead letters, up to where it ended when it was opened.
+/// A topic of dead letters, up to where it ended when it was looked at.
 struct Log {
+    settings: Settings,
     topic: String,
     end: i64,
-    /// Taken in `drop` only.
-    consumer: Option<Consumer>,
 }
 
 impl Log {
-    fn open(settings: &Settings, topic: &str, end: i64) -> KafkaResult<Self> {
-        let mut config = settings.consumer_config("nestling-dead-letters");
-        config.set("enable.partition.eof", "true");
-        let consumer = Consumer::from_config_and_context(&config, Logged::new(NoGroup))?;
-        Ok(Self {
-            topic: topic.to_owned(),
-            end,
-            consumer: Some(consumer),
-        })
-    }
-
     /// The first `limit` of `service` from an offset on that are still there.
     fn page(
         &self,
@@ -280,9 +272,25 @@ impl Log {
         to: i64,
         mut each: impl FnMut(&BorrowedMessage<'_>) -> bool,
     ) -> KafkaResult<()> {
-        let Some(consumer) = self.consumer.as_ref().filter(|_| from < to) else {
+        if from >= to {
             return Ok(());
-        };
+        }
+        // One for each reading: nothing of another can come out of it.
+        let mut config = self.settings.consumer_config("nestling-dead-letters");
+        config.set("enable.partition.eof", "true");
+        let consumer = Consumer::from_config_and_context(&config, Logged::new(NoGroup))?;
+        let read = self.read(&consumer, from, to, &mut each);
+        let_go(consumer);
+        read
+    }
+
+    fn read(
+        &self,
+        consumer: &Consumer,
+        from: i64,
+        to: i64,
+        each: &mut impl FnMut(&BorrowedMessage<'_>) -> bool,
+    ) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, 0, Offset::Offset(from))?;
         consumer.assign(&list)?;
@@ -306,14 +314,6 @@ impl Log {
                 }
                 None => {}
             }
-        }
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        if let Some(consumer) = self.consumer.take() {
-            let_go(consumer);
         }
     }
 }
