@@ -184,9 +184,9 @@ impl Server {
         self
     }
 
-    /// How often an event is tried before it is rejected (6), and the delay before the second try
-    /// (0.1 s), which grows fourfold with each, to half a minute at most. A rejected event is logged
-    /// and then acknowledged.
+    /// How often an event is tried before the service gives it up (6), and the delay before the second
+    /// try (0.1 s), which grows fourfold with each, to half a minute at most. What is given up goes to
+    /// the dead letters, where the transport keeps them, and is acknowledged.
     #[must_use]
     pub fn retry(mut self, attempts: u32, first_delay: Duration) -> Self {
         self.limits.attempts = attempts.max(1);

@@ -1,5 +1,7 @@
 //! [`Memory`]: the reference transport, inside one process.
 
+mod dead_letters;
+
 use std::{
     collections::{BTreeMap, VecDeque, hash_map::DefaultHasher},
     fmt,
@@ -18,9 +20,9 @@ use futures_util::future::join_all;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    Call, Calls, Capabilities, ClientTransport, Control, DeadLetter, DeadLetters, Delivery, Error,
-    ErrorKind, Expect, Gone, Item, Kind, Order, Outcome, Pending, Replies, Responder,
-    ServerTransport, Source, Sources, Subscription, pending::lock,
+    Call, Calls, Capabilities, ClientTransport, Control, DeadLetter, Delivery, Error, ErrorKind,
+    Expect, Gone, Item, Kind, Order, Outcome, Pending, Replies, Responder, ServerTransport, Source,
+    Sources, Subscription, pending::lock,
 };
 use crate::{
     contract::Guarantee,
@@ -32,8 +34,6 @@ use crate::{
 const QUEUE: usize = 1024;
 /// As generous as the brokers: what is too large here is too large anywhere.
 const MAX_PAYLOAD: usize = 16 << 20;
-/// The most dead letters that are kept; the oldest go first.
-const MOST_DEAD: usize = 4096;
 /// How long an event may wait for room in a queue.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -337,53 +337,6 @@ impl Hub {
                 tracing::warn!(pattern = %envelope.pattern, service, "event lost: nobody is left to handle it")
             }
         }
-    }
-}
-
-impl Hub {
-    fn bury(&self, dead_letter: DeadLetter) {
-        let id = self.next_dead.fetch_add(1, Ordering::Relaxed);
-        let mut dead_letters = lock(&self.dead_letters);
-        if dead_letters.len() == MOST_DEAD {
-            tracing::error!("the oldest dead letter is dropped: there are too many");
-            dead_letters.pop_front();
-        }
-        dead_letters.push_back((id, dead_letter));
-    }
-}
-
-#[async_trait]
-impl DeadLetters for Memory {
-    async fn list(
-        &self,
-        service: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, DeadLetter)>, Error> {
-        let after = after.and_then(|id| id.parse::<u64>().ok());
-        let dead_letters = lock(&self.hub.dead_letters);
-        let wanted = dead_letters
-            .iter()
-            .filter(|(id, dead)| dead.service == service && after.is_none_or(|after| *id > after));
-        Ok(wanted
-            .take(limit)
-            .map(|(id, dead)| (id.to_string(), dead.clone()))
-            .collect())
-    }
-
-    async fn find(&self, service: &str, id: &str) -> Result<Option<DeadLetter>, Error> {
-        let dead_letters = lock(&self.hub.dead_letters);
-        let found = dead_letters
-            .iter()
-            .find(|(other, dead)| other.to_string() == id && dead.service == service);
-        Ok(found.map(|(_, dead)| dead.clone()))
-    }
-
-    async fn discard(&self, service: &str, id: &str) -> Result<bool, Error> {
-        let mut dead_letters = lock(&self.hub.dead_letters);
-        let before = dead_letters.len();
-        dead_letters.retain(|(other, dead)| other.to_string() != id || dead.service != service);
-        Ok(dead_letters.len() < before)
     }
 }
 
