@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -104,13 +105,13 @@ impl World {
                 took <= DRAIN_LIMIT + Duration::from_secs(3),
                 "drained for {took:?}"
             );
-            self.tell(format!("{service}/{replica} drained"));
+            self.tell(format_args!("{service}/{replica} drained"));
         }
         client.close().await;
         std::mem::take(&mut self.story.lock().unwrap())
     }
 
-    fn tell(&self, what: String) {
+    fn tell(&self, what: fmt::Arguments<'_>) {
         tell(&self.story, self.began, what);
     }
 
@@ -146,7 +147,7 @@ impl World {
                     if fails || n % 5 == 4 {
                         return Err(RpcError::unavailable("not now"));
                     }
-                    tell(&story, began, format!("{service} handled event {n}"));
+                    tell(&story, began, format_args!("{service} handled event {n}"));
                     Ok(())
                 }
             }
@@ -160,7 +161,7 @@ impl World {
                 (Arc::clone(&runs), Arc::clone(&random), Arc::clone(&story));
             move |Payload(n): Payload<u64>| {
                 *runs.lock().unwrap().entry((kind, n)).or_default() += 1;
-                tell(&story, began, format!("{kind} {n} runs"));
+                tell(&story, began, format_args!("{kind} {n} runs"));
                 let pause = random.lock().unwrap().u64(0..600);
                 async move {
                     sleep(Duration::from_millis(pause)).await;
@@ -203,7 +204,7 @@ impl World {
                 took <= CALL_LIMIT + Duration::from_millis(10),
                 "{kind} {n}: {took:?}"
             );
-            self.tell(format!("{kind} {n} ends: {result:?}"));
+            self.tell(format_args!("{kind} {n} ends: {result:?}"));
             match result {
                 Ok(value) => assert_eq!((value, n % 7 == 6), (2 * n, false), "{kind} {n}"),
                 Err(error) if error.code == Code::NotFound => assert_eq!(n % 7, 6),
@@ -227,7 +228,7 @@ impl World {
                 match values.try_next().await {
                     Ok(Some(value)) => assert_eq!(value, next, "stream {n} in order"),
                     Ok(None) => return assert_eq!(next, VALUES, "stream {n} is whole"),
-                    Err(error) => return self.tell(format!("stream {n} ends: {error}")),
+                    Err(error) => return self.tell(format_args!("stream {n} ends: {error}")),
                 }
                 next += 1;
             }
@@ -242,7 +243,7 @@ impl World {
             let service = SERVICES[usize::try_from(self.pick(0..2)).unwrap()];
             let replica = u32::try_from(self.pick(0..2)).unwrap();
             drop(servers.remove(&(service, replica)));
-            self.tell(format!("{service}/{replica} crashes"));
+            self.tell(format_args!("{service}/{replica} crashes"));
             sleep(Duration::from_millis(self.pick(0..300))).await;
             servers.insert((service, replica), self.start(service, replica).await);
         }
@@ -278,7 +279,7 @@ impl World {
     }
 }
 
-fn tell(story: &Story, began: Instant, what: String) {
+fn tell(story: &Story, began: Instant, what: fmt::Arguments<'_>) {
     let millis = began.elapsed().as_millis();
     story
         .lock()
