@@ -16,7 +16,7 @@ use super::{
     record::Count,
     token,
 };
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Headers};
 
 const CONNECTION_NAME: &str = "nestling dead letters";
 /// More of a reason might not fit beside a payload that just did.
@@ -207,14 +207,14 @@ fn read(message: Message, service: &str) -> Result<(u64, Option<DeadLetter>), Er
 
 /// The envelope of a message that was stored, without what the broker has added.
 pub(super) fn envelope(message: Message, pattern: bytestring::ByteString) -> Envelope {
-    let (mut headers, _) = wire::received_headers(&message);
-    let of_broker: Vec<_> = headers
-        .iter()
-        .map(|(name, _)| name.clone())
-        .filter(|name| is_of_broker(name))
-        .collect();
-    for name in of_broker {
-        headers.remove(&name);
+    let (received, _) = wire::received_headers(&message);
+    let own = received.iter().filter(|(name, _)| !is_of_broker(name));
+    // The client library keeps them in no order; two reads of one message shall be equal.
+    let mut own: Vec<_> = own.collect();
+    own.sort();
+    let mut headers = Headers::new();
+    for (name, value) in own {
+        headers.insert(name.clone(), value.clone());
     }
     Envelope {
         pattern,
