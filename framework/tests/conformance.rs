@@ -8,6 +8,7 @@ nestling_testkit::conformance! {
     tcp => Fixture::peer("tcp://127.0.0.1:0");
     tcp_nest => Fixture::peer("tcp://127.0.0.1:0").map(|tcp| tcp.calling("wire=nest"));
     nats => Fixture::broker(Kind::Nats, "");
+    jetstream => Fixture::broker(Kind::Nats, "events=jetstream");
     nats_nest => Fixture::broker(Kind::Nats, "").map(|nats| nats.calling("wire=nest"));
     redis => Fixture::broker(Kind::Redis, "");
     redis_nest => Fixture::broker(Kind::Redis, "").map(|fixture| {

@@ -367,7 +367,8 @@ pub struct Capabilities {
     pub durable: bool,
     /// What keeps its order.
     pub order: Order,
-    /// A delivery whose consumer dies is given to another.
+    /// A request whose server dies is given to another. An event is wherever it is promised at least
+    /// once.
     pub redelivers: bool,
     /// An event that a service gave up is kept until somebody looks at it.
     pub dead_letters: bool,

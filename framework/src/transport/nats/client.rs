@@ -26,8 +26,8 @@ use super::{
         Address, Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect,
         Item, Pending, Replies, Task, Wire, nest::CallIds, pending::lock,
     },
-    NAME, PATIENCE, capabilities, client_wire, closed, connect, max_payload, nest, not_published,
-    pause, unique_token,
+    NAME, PATIENCE, capabilities, client_wire, closed, connect, jetstream, max_payload, nest,
+    not_published, pause, unique_token,
     wire::{self, NoItem},
     writer::Writer,
 };
@@ -41,15 +41,24 @@ pub(super) async fn open(
     identity: ClientIdentity,
 ) -> Result<Arc<dyn ClientTransport>, Error> {
     let speech = Speech::of(&address)?;
+    let durable = jetstream::wanted(&address)?;
+    if durable && speech.wire() != Wire::Native {
+        let text = format!("{address}: wire=nest has no durable events");
+        return Err(Error::new(ErrorKind::Config, text));
+    }
     let name = format!("{}/{}", identity.service, identity.instance);
     let inbox = speech.reply_prefix(&unique_token());
     let (connection, replies) = Connection::open(&address, &name, &inbox).await?;
+    if durable {
+        jetstream::create_streams(&connection.client).await?;
+    }
     let pending = Pending::new();
     let shared = Arc::new(Shared {
         address,
         name,
         inbox,
         speech,
+        durable,
         pending: Arc::clone(&pending),
         calls: Mutex::default(),
         connection: Mutex::new(Arc::new(connection)),
@@ -153,6 +162,8 @@ struct Shared {
     /// The subject of replies up to the call's id.
     inbox: String,
     speech: Speech,
+    /// Whether events go to JetStream.
+    durable: bool,
     pending: Arc<Pending>,
     /// The pattern of each call that waits: where its replicas listen for control messages.
     calls: Mutex<HashMap<u64, ByteString>>,
@@ -183,7 +194,7 @@ impl ClientTransport for NatsClient {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let given = capabilities(&self.shared.connection().client);
+        let given = capabilities(&self.shared.connection().client, self.shared.durable);
         match self.wire() {
             Wire::Native => given,
             // NestJS's wire has no way back to the server of a call.
@@ -219,6 +230,9 @@ impl ClientTransport for NatsClient {
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         let shared = &*self.shared;
         let (connection, limit) = shared.prepare(&envelope).await?;
+        if shared.durable {
+            return jetstream::publish(&connection.client, envelope, limit).await;
+        }
         let message = shared.speech.event(envelope)?;
         shared.send(&connection.client, message, limit).await?;
         match timeout_at(limit, connection.client.flush()).await {

@@ -1,8 +1,10 @@
-//! NATS: messages and events over core NATS subjects, a queue group per service.
+//! NATS: messages and events over core NATS subjects, a queue group per service; events over JetStream
+//! where the URL asks for it.
 //!
-//! `nats://user:password@host:4222,other:4222`. Both wires are in `docs/wire/nats.md`.
+//! `nats://user:password@host:4222,other:4222?events=jetstream`. Both wires are in `docs/wire/nats.md`.
 
 mod client;
+mod jetstream;
 mod nest;
 mod responder;
 mod server;
@@ -29,10 +31,10 @@ use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["wire", "mark"],
+    options: &["wire", "mark", "events"],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
-    dead_letters: None,
+    dead_letters: Some(|address| Box::pin(jetstream::open_dead_letters(address))),
 };
 
 const NAME: &str = "nats";
@@ -48,15 +50,19 @@ const NO_SUBJECT: &str = "is no NATS subject: it must not be empty and has no wh
 /// How often the log says that something had to be dropped.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
-fn capabilities(client: &Client) -> Capabilities {
+/// Messages travel over core NATS either way.
+fn capabilities(client: &Client, jetstream: bool) -> Capabilities {
     Capabilities {
-        events: Guarantee::BestEffort,
+        events: match jetstream {
+            true => Guarantee::AtLeastOnce,
+            false => Guarantee::BestEffort,
+        },
         replicas_share: true,
         fan_out: true,
-        durable: false,
+        durable: jetstream,
         order: Order::Subject,
         redelivers: false,
-        dead_letters: false,
+        dead_letters: jetstream,
         cancels: true,
         stream_credit: true,
         detects_absence: true,

@@ -19,7 +19,7 @@ use super::{
         Address, Capabilities, Error, ErrorKind, ServerTransport, Source, Sources, Subscription,
         nest::Routes, pending::lock,
     },
-    NAME, NO_SUBJECT, PATIENCE, answers_nest, capabilities, connect,
+    NAME, NO_SUBJECT, PATIENCE, answers_nest, capabilities, connect, jetstream,
     nest::Target,
     pause, round_trip,
     source::{Handlers, NatsSource},
@@ -30,10 +30,12 @@ const CONNECTION_NAME: &str = "nestling";
 
 pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, Error> {
     let nest = answers_nest(&address)?;
+    let durable = jetstream::wanted(&address)?;
     let client = connect(&address, CONNECTION_NAME.to_owned()).await?;
     let connection = Arc::new(Connection {
         address,
         nest,
+        durable,
         client: Mutex::new(client),
     });
     Ok(Arc::new(NatsServer { connection }))
@@ -47,6 +49,8 @@ struct Connection {
     address: Address,
     /// Whether NestJS applications are answered too.
     nest: bool,
+    /// Whether events come from JetStream too.
+    durable: bool,
     client: Mutex<Client>,
 }
 
@@ -57,7 +61,7 @@ impl ServerTransport for NatsServer {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(&self.connection.client())
+        capabilities(&self.connection.client(), self.connection.durable)
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
@@ -137,7 +141,10 @@ impl Connection {
             Ok::<_, Error>(sources)
         };
         let too_late = |_| Error::new(ErrorKind::Timeout, "not subscribed in time");
-        let sources = timeout(PATIENCE, subscribing).await.map_err(too_late)??;
+        let mut sources = timeout(PATIENCE, subscribing).await.map_err(too_late)??;
+        if self.durable {
+            sources.extend(jetstream::subscribe(client, &lost, subscription).await?);
+        }
         Ok(Subscribed { sources, lost })
     }
 }

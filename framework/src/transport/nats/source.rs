@@ -456,10 +456,10 @@ impl Losses {
 }
 
 /// Whether the connection took a command at once. If it is closed there is nothing left to ask.
-fn asked<E>(command: impl Future<Output = Result<(), E>>) -> bool {
+pub(super) fn asked<E>(command: impl Future<Output = Result<(), E>>) -> bool {
     unconstrained(command).now_or_never().is_some()
 }
 
-fn connects(client: &Client) -> u64 {
+pub(super) fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
 }

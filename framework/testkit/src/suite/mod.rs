@@ -106,7 +106,7 @@ macro_rules! conformance_cases {
             dead_letters::a_replayed_event_reaches_only_the_handlers_that_failed if dead_letters fan_out;
             dead_letters::a_discarded_dead_letter_is_gone if dead_letters;
             dead_letters::dead_letters_are_listed_page_by_page_and_by_service if dead_letters;
-            dead_letters::tries_are_counted_on_by_the_next_replica if dead_letters redelivers;
+            dead_letters::tries_are_counted_on_by_the_next_replica if dead_letters at_least_once;
 
             replicas::two_replicas_share if replicas_share;
             replicas::a_draining_server_answers_what_is_in_work;
@@ -114,7 +114,7 @@ macro_rules! conformance_cases {
             replicas::a_client_survives_a_restarted_service;
 
             crashes::an_idempotent_request_is_given_to_another if redelivers replicas_share;
-            crashes::an_event_is_given_to_another if redelivers replicas_share;
+            crashes::an_event_is_given_to_another if at_least_once replicas_share;
             crashes::a_request_that_is_not_idempotent_never_runs_twice;
 
             broker::a_killed_broker_comes_back_under_load;

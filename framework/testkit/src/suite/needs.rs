@@ -1,6 +1,9 @@
 //! What a case may need of a transport: the words after `if` in the list.
 
-use nestling::transport::{Capabilities, Order};
+use nestling::{
+    Guarantee,
+    transport::{Capabilities, Order},
+};
 
 /// A question to the capabilities, with its name.
 pub type Need = (&'static str, fn(&Capabilities) -> bool);
@@ -35,7 +38,12 @@ pub fn replicas_share(capabilities: &Capabilities) -> bool {
     capabilities.replicas_share
 }
 
-/// A delivery whose consumer dies is given to another.
+/// An event is given to another when its consumer dies.
+pub fn at_least_once(capabilities: &Capabilities) -> bool {
+    capabilities.events == Guarantee::AtLeastOnce
+}
+
+/// So is a request.
 pub fn redelivers(capabilities: &Capabilities) -> bool {
     capabilities.redelivers
 }

@@ -1,0 +1,153 @@
+//! How often an event was tried: what the broker counts are deliveries.
+
+use std::time::Duration;
+
+use async_nats::{Client, Request, Subject, message::OutboundMessage};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{API, TRIES, TRIES_SUBJECT, ask};
+
+/// An event that waits for it waits no longer.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// An event of one consumer, as JetStream counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Count {
+    /// Its number in the stream.
+    pub(super) sequence: u64,
+    /// The how-manieth delivery this is, from 1.
+    pub(super) delivered: u64,
+}
+
+impl Count {
+    /// Reads the subject that a delivery is acknowledged on; newer servers put a domain and an
+    /// account into it.
+    pub(super) fn of(reply: &str) -> Option<Self> {
+        let tokens: Vec<_> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let skipped = match tokens.len() {
+            7 => 2,
+            9.. => 4,
+            _ => return None,
+        };
+        Some(Self {
+            delivered: tokens.get(skipped)?.parse().ok()?,
+            sequence: tokens.get(skipped + 1)?.parse().ok()?,
+        })
+    }
+
+    fn subject(self, consumer: &str) -> String {
+        format!("{TRIES_SUBJECT}{consumer}.{}", self.sequence)
+    }
+}
+
+/// What is known of an event when it has been delivered so often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    delivered: u64,
+    tries: u32,
+}
+
+impl Record {
+    pub(super) fn new(count: Count, tries: u32) -> Self {
+        let delivered = count.delivered;
+        Self { delivered, tries }
+    }
+
+    /// Which try a delivery is. One that came after the record and ended without a word, such as by
+    /// the death of its process, counts as one.
+    pub(super) fn attempt(record: Option<Self>, count: Count) -> u32 {
+        let Self { delivered, tries } = record.unwrap_or(Self {
+            delivered: 0,
+            tries: 0,
+        });
+        let since = count.delivered.saturating_sub(delivered).max(1);
+        tries.saturating_add(u32::try_from(since).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn message(self, count: Count, consumer: &str) -> OutboundMessage {
+        OutboundMessage {
+            subject: count.subject(consumer).into(),
+            reply: None,
+            payload: format!("{} {}", self.delivered, self.tries).into(),
+            headers: None,
+        }
+    }
+
+    fn parse(payload: &[u8]) -> Option<Self> {
+        let (delivered, tries) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
+        Some(Self {
+            delivered: delivered.parse().ok()?,
+            tries: tries.parse().ok()?,
+        })
+    }
+
+    /// What somebody has written down; nothing if it cannot be had in time.
+    pub(super) async fn find(client: &Client, count: Count, consumer: &str) -> Option<Self> {
+        let body = json!({"last_by_subj": count.subject(consumer)}).to_string();
+        let request = Request::new().payload(body.into());
+        let subject = format!("{API}DIRECT.GET.{TRIES}");
+        match ask(client, subject, request, Instant::now() + LOOK_LIMIT).await {
+            Ok(answer) if answer.status.is_some() => None,
+            Ok(answer) => Self::parse(&answer.payload),
+            Err(failure) => {
+                let error = failure.into_error("look up tries");
+                tracing::warn!(%error, consumer, "an event may be tried more or less often");
+                None
+            }
+        }
+    }
+}
+
+/// Removes what is written down about an event; the answer goes where nobody looks at it.
+pub(super) fn forget(count: Count, consumer: &str, answer: Subject) -> OutboundMessage {
+    OutboundMessage {
+        subject: format!("{API}STREAM.PURGE.{TRIES}").into(),
+        reply: Some(answer),
+        payload: json!({"filter": count.subject(consumer)})
+            .to_string()
+            .into(),
+        headers: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_and_new_acknowledgement_subjects_are_read() {
+        let expected = Some(Count {
+            sequence: 17,
+            delivered: 3,
+        });
+        assert_eq!(Count::of("$JS.ACK.s.c.3.17.5.1700000000.0"), expected);
+        assert_eq!(
+            Count::of("$JS.ACK._.hash.s.c.3.17.5.1700000000.0.rnd"),
+            expected
+        );
+        for strange in ["", "_INBOX.x", "$JS.ACK.s.c.3", "$JS.ACK.s.c.x.y.5.1.0"] {
+            assert_eq!(Count::of(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn what_ended_without_a_word_is_a_try() {
+        let count = |delivered| Count {
+            sequence: 1,
+            delivered,
+        };
+        assert_eq!(Record::attempt(None, count(1)), 1);
+        assert_eq!(Record::attempt(None, count(3)), 3);
+        // Given back on its first delivery, before any try.
+        let given_back = Record::new(count(1), 0);
+        assert_eq!(Record::attempt(Some(given_back), count(2)), 1);
+        // Tried twice in its first delivery, whose process then died.
+        let tried = Record::new(count(1), 2);
+        assert_eq!(Record::attempt(Some(tried), count(2)), 3);
+        assert_eq!(Record::attempt(Some(tried), count(3)), 4);
+        let message = tried.message(count(1), "c");
+        assert_eq!(&*message.subject, "_nestling.tries.c.1");
+        assert_eq!(Record::parse(&message.payload), Some(tried));
+    }
+}
