@@ -171,7 +171,7 @@ pub async fn a_discarded_dead_letter_is_gone(stage: Stage) {
     assert_eq!((left.len(), &left[0].0), (1, &all[1].0));
 }
 
-/// Each service has its own, the oldest first.
+/// Each service has its own, each of them once.
 pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
     let (one, pattern) = refusing(&stage, "one").await;
     let (other, other_pattern) = refusing(&stage, "other").await;
@@ -199,6 +199,8 @@ pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
                 .map(|(_, letter)| letter.rejection.envelope.payload),
         );
     }
+    // One that could not be stored at once is stored later, and then comes later.
+    found.sort_unstable();
     assert_eq!(found, ["0", "1", "2", "3", "4"]);
     until(&*dead, &stage.service("other"), 1).await;
 }
