@@ -186,20 +186,28 @@ pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
     }
     client.emit_at(other_pattern, &7).await.unwrap();
     let service = stage.service("one");
-    until(&*dead, &service, 5).await;
-    let mut found = Vec::new();
+    let whole = until(&*dead, &service, 5).await;
+    let mut pages = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = dead.list(&service, after.as_deref(), 2).await.unwrap();
         assert!(page.len() <= 2);
         let Some((id, _)) = page.last() else { break };
         after = Some(id.clone());
-        found.extend(
-            page.into_iter()
-                .map(|(_, letter)| letter.rejection.envelope.payload),
-        );
+        pages.extend(page);
     }
+    let payloads = |letters: &[(String, DeadLetter)]| {
+        let payload =
+            |(_, letter): &(String, DeadLetter)| letter.rejection.envelope.payload.clone();
+        letters.iter().map(payload).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        payloads(&pages),
+        payloads(&whole),
+        "the order is that of the list"
+    );
     // One that could not be stored at once is stored later, and then comes later.
+    let mut found = payloads(&pages);
     found.sort_unstable();
     assert_eq!(found, ["0", "1", "2", "3", "4"]);
     until(&*dead, &stage.service("other"), 1).await;
