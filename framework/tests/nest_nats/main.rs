@@ -14,19 +14,11 @@ mod vectors;
 mod wires;
 
 use nestling::{Router, Running, Server};
-use nestling_testkit::{Broker, Kind, Options};
+use nestling_testkit::{Broker, Kind, Options, or_skip};
 
 /// A broker of a test's own, for tests whose subjects are not their own.
 fn broker() -> Option<Broker> {
-    match Broker::start(Kind::Nats, Options::default()) {
-        Ok(broker) => Some(broker),
-        Err(unavailable) => {
-            let required = std::env::var("REQUIRE_BROKERS");
-            assert_ne!(required.as_deref(), Ok("1"), "{unavailable}");
-            eprintln!("skipped: {unavailable}");
-            None
-        }
-    }
+    or_skip(Broker::start(Kind::Nats, Options::default()))
 }
 
 async fn start(url: &str, service: &str, router: Router) -> Running {

@@ -272,10 +272,17 @@ impl Fields {
 
 /// Whether an envelope keeps to the limits of the wire, apart from its payload.
 pub(super) fn check(envelope: &Envelope) -> Result<(), &'static str> {
-    let header_bytes: usize = envelope
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
+    check_as_written(envelope, str::len)
+}
+
+/// The same where the names and values of headers are `written` in so many bytes.
+pub(super) fn check_as_written(
+    envelope: &Envelope,
+    written: impl Fn(&str) -> usize,
+) -> Result<(), &'static str> {
+    let headers = envelope.headers.iter();
+    let header_bytes: usize = headers
+        .map(|(name, value)| written(name) + written(value))
         .sum();
     if envelope.pattern.len() > MAX_PATTERN {
         Err("pattern is too long")

@@ -5,7 +5,7 @@ use bytestring::ByteString;
 use tokio::time::Instant;
 
 use super::{
-    frame::{MAX_HEADER_BYTES, MAX_HEADERS, MAX_PATTERN, Violation},
+    frame::{self, Violation},
     outbox::{COPIED_BELOW, Outgoing},
     text::units,
 };
@@ -84,19 +84,7 @@ pub(super) fn check(envelope: &Envelope) -> Result<(), &'static str> {
         let escaped = |byte: &u8| matches!(byte, 0..0x20 | b'"' | b'\\');
         text.len() + 5 * text.as_bytes().iter().filter(|byte| escaped(byte)).count()
     };
-    let headers = envelope.headers.iter();
-    let header_bytes: usize = headers
-        .map(|(name, value)| written(name) + written(value))
-        .sum();
-    if envelope.pattern.len() > MAX_PATTERN {
-        Err("pattern is too long")
-    } else if envelope.headers.len() > MAX_HEADERS {
-        Err("too many headers")
-    } else if header_bytes > MAX_HEADER_BYTES {
-        Err("headers are too long")
-    } else {
-        Ok(())
-    }
+    frame::check_as_written(envelope, written)
 }
 
 /// Packets, written. Whoever calls has checked the limits.
@@ -240,8 +228,8 @@ mod tests {
 
     #[test]
     fn an_envelope_that_passes_fits_beside_the_largest_payload() {
-        let mut widest = Envelope::new("\u{1}".repeat(MAX_PATTERN), "1");
-        for number in 0..MAX_HEADERS {
+        let mut widest = Envelope::new("\u{1}".repeat(frame::MAX_PATTERN), "1");
+        for number in 0..frame::MAX_HEADERS {
             widest
                 .headers
                 .insert(format!("{number:03}"), "\u{1}".repeat(41));
@@ -255,6 +243,6 @@ mod tests {
         );
         widest.headers.set("000", "\u{1}".repeat(200));
         assert!(check(&widest).is_err());
-        assert!(check(&Envelope::new("p".repeat(MAX_PATTERN + 1), "")).is_err());
+        assert!(check(&Envelope::new("p".repeat(frame::MAX_PATTERN + 1), "")).is_err());
     }
 }
