@@ -392,7 +392,9 @@ pub enum Order {
     Connection,
     /// What one publisher sends to one subject.
     Subject,
-    /// Events with one key.
+    /// Events with one key, among those that one replica handles.
+    KeyInReplica,
+    /// Events with one key, however many replicas share them.
     Key,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nestling::{Client, Code, Context, Payload, Router, RpcError};
+use nestling::{Client, Code, Context, Payload, Router, RpcError, transport::Order};
 use tokio::task::yield_now;
 
 use super::{
@@ -129,11 +129,16 @@ pub async fn events_with_one_key_keep_their_order(stage: Stage) {
         Ok::<_, RpcError>(())
     };
     let router = Router::new().event_with(pattern, stage.guarantee(), handler);
-    let one = stage
-        .start_server(stage.server("service", router.clone()))
-        .await;
-    let other = stage.start_server(stage.server("service", router)).await;
-    let client = stage.client(&[&one, &other]).await;
+    let replicas = match stage.capabilities().order {
+        Order::Key => 2,
+        _ => 1,
+    };
+    let mut servers = Vec::new();
+    for _ in 0..replicas {
+        let server = stage.server("service", router.clone());
+        servers.push(stage.start_server(server).await);
+    }
+    let client = stage.client(&servers.iter().collect::<Vec<_>>()).await;
 
     for n in 0..EVENTS {
         client

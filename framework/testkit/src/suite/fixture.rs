@@ -11,7 +11,7 @@ use nestling::{
     Builder, Client, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
     transport::{Capabilities, DeadLetters, Memory},
 };
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{needs::Need, witness::within};
@@ -120,14 +120,27 @@ impl Fixture {
         self
     }
 
-    async fn stage(&self, case: &str) -> Stage {
-        let capabilities = match self.capabilities.get() {
+    /// What the transport declares, as a client that is connected sees it.
+    ///
+    /// # Panics
+    ///
+    /// When it does not work.
+    pub fn capabilities(&self) -> Capabilities {
+        runtime().block_on(self.probed())
+    }
+
+    async fn probed(&self) -> Capabilities {
+        match self.capabilities.get() {
             Some(capabilities) => *capabilities,
             None => {
                 let found = self.stage_with("probe", None).probe().await;
                 *self.capabilities.get_or_init(|| found)
             }
-        };
+        }
+    }
+
+    async fn stage(&self, case: &str) -> Stage {
+        let capabilities = self.probed().await;
         self.stage_with(case, Some(capabilities))
     }
 
@@ -158,11 +171,7 @@ pub fn run<F: Future<Output = ()>>(
         return;
     };
     log();
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let runtime = runtime.expect("a runtime can be built");
+    let runtime = runtime();
     runtime.block_on(async {
         let stage = fixture.stage(case).await;
         let capabilities = stage.capabilities();
@@ -174,6 +183,14 @@ pub fn run<F: Future<Output = ()>>(
         assert!(ended.is_ok(), "{case} took more than {CASE_LIMIT:?}");
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+fn runtime() -> Runtime {
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime can be built")
 }
 
 /// What the framework and the transports log, where `RUST_LOG` asks for it; nothing otherwise.

@@ -23,9 +23,9 @@ pub fn fan_out(capabilities: &Capabilities) -> bool {
     capabilities.fan_out
 }
 
-/// Events with one key keep their order.
+/// Events with one key keep their order, within a replica at least.
 pub fn order_by_key(capabilities: &Capabilities) -> bool {
-    capabilities.order == Order::Key
+    matches!(capabilities.order, Order::Key | Order::KeyInReplica)
 }
 
 /// Events wait for a stopped consumer.
