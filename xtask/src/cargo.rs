@@ -48,10 +48,15 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Builds the binaries of some packages, with cargo's own progress on the terminal, and says where they are. Cargo is
 /// asked, because target folder and target triple are the user's to configure.
 pub(crate) fn build(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    build_as("dev", packages)
+}
+
+/// The same in another profile.
+pub(crate) fn build_as(profile: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = command();
     command
-        .args(["build", "--bins", "--message-format"])
-        .arg("json-render-diagnostics")
+        .args(["build", "--bins", "--profile", profile])
+        .args(["--message-format", "json-render-diagnostics"])
         .stdout(Stdio::piped());
     for package in packages {
         command.args(["--package", package]);

@@ -33,6 +33,18 @@ pub(crate) fn ensure_for_tests(kinds: &[Kind]) -> Result<()> {
     step("NestJS's packages", || Ok(nestjs::modules().map(drop)?))
 }
 
+/// Sees to it that instructions can be counted.
+pub(crate) fn ensure_valgrind() -> Result<()> {
+    let missing = || match find_program("valgrind") {
+        Some(_) => Vec::new(),
+        None => vec![("valgrind", "valgrind")],
+    };
+    provide(&[Need {
+        who: "the count of instructions",
+        missing: Box::new(missing),
+    }])
+}
+
 fn of_brokers(kinds: &[Kind]) -> Vec<Need> {
     let need = |kind: &Kind| {
         let kind = *kind;

@@ -3,6 +3,7 @@
 mod cargo;
 mod chaos;
 mod check;
+mod cost;
 mod fleet;
 mod guide;
 mod install;
@@ -33,6 +34,8 @@ enum Task {
     Test(test::Options),
     /// Places orders while services and brokers are killed, and checks what became of each
     Chaos(chaos::Options),
+    /// Counts instructions and allocations per message, and compares with what is recorded
+    Cost(cost::Options),
     /// Checks format, lints, documentation and dependencies
     Lint(lint::Options),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Chaos(options) => chaos::run(&options),
+        Task::Cost(options) => cost::run(&options),
         Task::Lint(options) => lint::run(&options),
     };
     match outcome {
