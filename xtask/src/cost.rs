@@ -88,7 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for finding in &findings {
         println!("  {finding}");
     }
-    println!("  where they go: callgrind_annotate on the files under target/cost/callgrind");
+    println!("  bench/cost/README.md says how to see where they go");
     println!("  to record what is measured: cargo xtask cost --update");
     Ok(ExitCode::FAILURE)
 }
@@ -154,7 +154,7 @@ fn instructions(program: &Path, name: &str) -> Result<f64> {
     Ok((twice - once) / MESSAGES)
 }
 
-/// An empty folder beside the programs, whose files are kept for whoever wants to look into them.
+/// An empty folder beside the programs.
 fn callgrind_folder(program: &Path, name: &str) -> Result<PathBuf> {
     let beside = program.parent().context("a program in no folder")?;
     let folder = beside.join("callgrind").join(name.replace(", ", "-"));

@@ -22,7 +22,7 @@ use nestling::{
 
 use crate::{Bench, CENTS, ORDER, Placed, USER, Work};
 
-const JSON: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
+pub(crate) const JSON: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
 
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 static ACKNOWLEDGED: AtomicU64 = AtomicU64::new(0);

@@ -8,6 +8,7 @@
 //! starting nor the first growth of a buffer counts.
 
 mod events;
+mod floors;
 mod memory;
 mod tcp;
 
@@ -46,8 +47,13 @@ impl Scenario {
 
 /// All there are.
 pub const SCENARIOS: &[Scenario] = &[
+    scenario("floor: event decoded", floors::event),
     scenario("event handled", events::handled),
     scenario("event over memory, both sides", memory::event),
+    scenario(
+        "floor: request and reply encoded and decoded",
+        floors::request,
+    ),
     scenario("request over memory, both sides", memory::request),
     scenario(
         "request over memory, both sides, bincode",
@@ -111,6 +117,12 @@ impl Bench {
         self.runtime.block_on(future)
     }
 
+    /// As a task of its own, which is where calls are made in a service.
+    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.runtime.spawn(task);
+        self.wait(task).expect("it has not panicked");
+    }
+
     fn serve(&self, router: Router, listen: impl Into<Endpoint>) -> Running {
         let server = Server::new("cost", router).listen(listen);
         self.wait(server.start()).expect("a free port, at most")
@@ -142,7 +154,7 @@ struct List {
     count: u64,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Answer {
     order: u64,
     cents: u64,

@@ -1,9 +1,6 @@
 //! Both sides of a message over the in-memory transport.
 
-use std::{future::IntoFuture, sync::Arc};
-
 use bytestring::ByteString;
-use futures_util::StreamExt;
 use nestling::{Client, Codec, Context, RpcError, Running, SendCall, Streaming, transport::Memory};
 
 use crate::{
@@ -43,17 +40,15 @@ fn connect(bench: &Bench, codec: Codec) -> (Running, Client) {
 /// One request after the other.
 pub(crate) fn requests<C>(bench: Bench, server: Running, client: Client, call: C) -> Work
 where
-    C: Fn(&Client) -> SendCall<'_, Answer> + 'static,
+    C: Fn(&Client) -> SendCall<'_, Answer> + Copy + Send + Sync + 'static,
 {
     Box::new(move |messages| {
         let _running = &server;
-        bench.wait(async {
+        let client = client.clone();
+        bench.run(async move {
             for _ in 0..messages {
-                let answer = call(&client).into_future().await.expect("it is answered");
-                assert_eq!(
-                    (answer.order, answer.cents, answer.paid),
-                    (ORDER, CENTS, true)
-                );
+                let reply = call(&client).await.expect("it is answered");
+                assert_eq!(reply, answer(ORDER, CENTS));
             }
         });
     })
@@ -96,15 +91,15 @@ pub(crate) fn stream(bench: Bench) -> Work {
     let (server, client) = connect(&bench, Codec::Json);
     Box::new(move |messages| {
         let _running = &server;
-        bench.wait(async {
+        let client = client.clone();
+        bench.run(async move {
             let call = client.stream(List { count: messages });
             let mut values = call.await.expect("it is answered");
-            let mut count = 0;
-            while let Some(value) = values.next().await {
-                assert_eq!(value.expect("it does not fail").order, count);
-                count += 1;
+            for order in 0..messages {
+                let value = values.try_next().await.expect("it does not fail");
+                assert_eq!(value, Some(answer(order, CENTS)));
             }
-            assert_eq!(count, messages);
+            assert_eq!(values.try_next().await, Ok(None));
         });
     })
 }
@@ -112,11 +107,11 @@ pub(crate) fn stream(bench: Bench) -> Work {
 /// One event after the other, each emitted and handled.
 pub(crate) fn event(bench: Bench) -> Work {
     let (server, client) = connect(&bench, Codec::Json);
-    let client = Arc::new(client);
     Box::new(move |messages| {
         let _running = &server;
+        let client = client.clone();
         let before = events::count();
-        bench.wait(async {
+        bench.run(async move {
             for sent in 1..=messages {
                 let event = Placed {
                     order: ORDER,
