@@ -1,5 +1,7 @@
 //! How a contract becomes bytes: [`Codec`], picked by the `content-type` header.
 
+use std::io;
+
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -61,15 +63,19 @@ impl Codec {
     /// # Errors
     /// `Internal` when the type cannot be carried by this codec.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Bytes, RpcError> {
+        let mut written = Written::new();
         match self {
-            Self::Json | Self::Text => serde_json::to_vec(value)
-                .map(Bytes::from)
-                .map_err(RpcError::internal),
+            Self::Json | Self::Text => {
+                serde_json::to_writer(&mut written, value).map_err(RpcError::internal)?;
+            }
             #[cfg(feature = "bincode")]
-            Self::Bincode => bincode::serde::encode_to_vec(value, bincode::config::standard())
-                .map(Bytes::from)
-                .map_err(RpcError::internal),
+            Self::Bincode => {
+                let config = bincode::config::standard();
+                bincode::serde::encode_into_std_write(value, &mut written, config)
+                    .map_err(RpcError::internal)?;
+            }
         }
+        Ok(written.into_bytes())
     }
 
     /// Decodes one value; an empty JSON payload reads as `null`.
@@ -94,6 +100,67 @@ impl Codec {
                 }
             }
         }
+    }
+}
+
+/// What is being encoded. Most payloads are small: they grow on the stack, and then take one allocation
+/// of their size.
+struct Written {
+    start: [u8; Self::SMALL],
+    length: usize,
+    /// All of it, once it is not small any more.
+    long: Vec<u8>,
+}
+
+impl Written {
+    const SMALL: usize = 256;
+
+    fn new() -> Self {
+        Self {
+            start: [0; Self::SMALL],
+            length: 0,
+            long: Vec::new(),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self.long.is_empty() {
+            true => Bytes::copy_from_slice(&self.start[..self.length]),
+            false => self.long.into(),
+        }
+    }
+
+    #[cold]
+    fn outgrow(&mut self, bytes: &[u8]) {
+        self.long.reserve(4 * Self::SMALL);
+        self.long.extend_from_slice(&self.start[..self.length]);
+        self.long.extend_from_slice(bytes);
+    }
+}
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    #[inline]
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.long.is_empty() {
+            self.long.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match self.start[self.length..].get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.length += bytes.len();
+            }
+            None => self.outgrow(bytes),
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -125,6 +192,18 @@ mod tests {
             Codec::Json.decode::<u8>(b"{").unwrap_err().code,
             Code::InvalidArgument
         );
+    }
+
+    #[test]
+    fn what_is_encoded_is_whole_whatever_its_size() {
+        for size in [0, 1, 253, 254, 255, 256, 257, 1000, 100_000] {
+            let text = "x".repeat(size);
+            let bytes = Codec::Json.encode(&text).unwrap();
+            assert_eq!(bytes, format!("\"{text}\""), "{size}");
+            let parts = vec![7_u8; size];
+            let bytes = Codec::Json.encode(&parts).unwrap();
+            assert_eq!(bytes, serde_json::to_vec(&parts).unwrap(), "{size}");
+        }
     }
 
     #[test]
