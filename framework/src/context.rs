@@ -28,8 +28,11 @@ const INHERITED: [&str; 3] = [header::TRACEPARENT, header::TRACESTATE, header::A
 #[derive(Clone)]
 pub struct Context {
     inner: Arc<Inner>,
-    extensions: Vec<(TypeId, Arc<dyn Any + Send + Sync>)>,
+    /// None until there is one, as is usual.
+    extensions: Option<Arc<Extensions>>,
 }
+
+type Extensions = Vec<(TypeId, Arc<dyn Any + Send + Sync>)>;
 
 struct Inner {
     envelope: Envelope,
@@ -53,7 +56,7 @@ impl Context {
         };
         Self {
             inner: Arc::new(inner),
-            extensions: Vec::new(),
+            extensions: None,
         }
     }
 
@@ -132,14 +135,16 @@ impl Context {
     /// Attaches a value for the layers and handlers behind this one, replacing one of its type.
     pub fn insert<T: Send + Sync + 'static>(&mut self, value: T) {
         let id = TypeId::of::<T>();
-        self.extensions.retain(|(other, _)| *other != id);
-        self.extensions.push((id, Arc::new(value)));
+        let extensions = Arc::make_mut(self.extensions.get_or_insert_default());
+        extensions.retain(|(other, _)| *other != id);
+        extensions.push((id, Arc::new(value)));
     }
 
     /// A value attached by a layer.
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
         let id = TypeId::of::<T>();
-        let (_, value) = self.extensions.iter().find(|(other, _)| *other == id)?;
+        let mut extensions = self.extensions.as_deref()?.iter();
+        let (_, value) = extensions.find(|(other, _)| *other == id)?;
         value.downcast_ref()
     }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytestring::ByteString;
+use foldhash::fast::RandomState;
 use tower::{Layer, Service};
 
 use crate::{
@@ -106,8 +107,9 @@ pub trait Controller {
 /// ```
 #[derive(Clone, Default)]
 pub struct Router {
-    messages: HashMap<ByteString, MessageRoute>,
-    events: HashMap<ByteString, Vec<EventRoute>>,
+    // What is received is looked up and never inserted, so a hash need not withstand an attack.
+    messages: HashMap<ByteString, MessageRoute, RandomState>,
+    events: HashMap<ByteString, Vec<EventRoute>, RandomState>,
 }
 
 #[derive(Clone)]

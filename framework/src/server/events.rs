@@ -11,6 +11,7 @@ use std::{
 
 use bytestring::ByteString;
 use futures_util::future::join_all;
+use smallvec::SmallVec;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard},
     time::{sleep, timeout},
@@ -83,7 +84,8 @@ impl Lanes {
             .iter()
             .enumerate()
             .filter(|(place, _)| only.means(*place));
-        let mut handlers: Vec<_> = meant
+        // Nearly always one.
+        let mut handlers: SmallVec<[_; 1]> = meant
             .map(|(place, event)| Handling::new(place, event.route.clone(), &cx))
             .collect();
         if cx.attempt() > shared.attempts(origin) {
@@ -107,11 +109,11 @@ impl Lanes {
         Self::queued(turn, origin, handlers)
     }
 
-    fn queued(turn: Turn, origin: Origin, handlers: Vec<Handling>) -> Started {
+    fn queued(turn: Turn, origin: Origin, handlers: SmallVec<[Handling; 1]>) -> Started {
         Started::Event(Event {
             turn,
             origin,
-            handlers,
+            handlers: handlers.into_vec(),
         })
     }
 }

@@ -2,23 +2,29 @@
 //! callers say about them meanwhile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     hash::Hash,
     sync::{Arc, Mutex},
     task::{self, Poll, Waker},
 };
 
+use foldhash::fast::RandomState;
+
 use super::{Gone, pending::lock};
 
 /// How many values of a stream may be on their way before its reader gives credit.
 pub const WINDOW: u32 = 64;
 
+/// A peer may choose what its calls are called, but knows no seed, and has no more of them in work at
+/// once than it is allowed: a fast hash will do.
+type Table<K> = HashMap<K, Arc<Shared>, RandomState>;
+
 /// The calls in work, by whatever identifies a call on the wire.
 ///
 /// A [`Call`] is in the table as long as it lives, so that a cancel or credit frame finds it.
 pub struct Calls<K: Eq + Hash + Clone + Send + 'static> {
-    table: Arc<Mutex<HashMap<K, Arc<Shared>>>>,
+    table: Arc<Mutex<Table<K>>>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
@@ -103,7 +109,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Calls<K> {
 pub struct Call<K: Eq + Hash + Clone + Send + 'static> {
     key: K,
     shared: Arc<Shared>,
-    table: Arc<Mutex<HashMap<K, Arc<Shared>>>>,
+    table: Arc<Mutex<Table<K>>>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> Call<K> {
@@ -143,11 +149,10 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Call<K> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         // A peer may reuse an id: only the call's own entry goes.
-        if table
-            .get(&self.key)
-            .is_some_and(|shared| Arc::ptr_eq(shared, &self.shared))
+        if let Entry::Occupied(entry) = table.entry(self.key.clone())
+            && Arc::ptr_eq(entry.get(), &self.shared)
         {
-            table.remove(&self.key);
+            entry.remove();
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 
 use super::{Expect, WINDOW};
 use crate::error::RpcError;
@@ -43,7 +44,8 @@ pub trait Control: Send + Sync + 'static {
 
 /// The calls of one client that wait for replies, by id.
 pub struct Pending {
-    table: Mutex<HashMap<u64, Arc<Slot>>>,
+    // The ids are ours, so a hash need not withstand an attack.
+    table: Mutex<HashMap<u64, Arc<Slot>, RandomState>>,
     next: AtomicU64,
     control: Mutex<Option<Weak<dyn Control>>>,
 }
@@ -184,7 +186,9 @@ impl Replies {
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        if let Some((pending, id)) = self.table.take() {
+        if let Some((pending, id)) = self.table.take()
+            && !self.ended
+        {
             let waiting = lock(&pending.table).remove(&id).is_some();
             if waiting {
                 pending.control(|control| control.cancel(id));
