@@ -181,10 +181,11 @@ impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
             let codec = self.call.reply_codec();
             let rules = self.call.rules();
             let idempotent = self.call.idempotent;
-            let deadline = Instant::now() + self.call.timeout(rules.as_deref());
+            let started = Instant::now();
+            let deadline = started + self.call.timeout(rules.as_deref());
             let (client, envelope) = self.call.into_envelope(Some(deadline))?;
             let deadline = envelope.deadline.unwrap_or(deadline);
-            let record = Record::new("sent", client, &envelope);
+            let record = Record::new("sent", started, client, &envelope);
             let mut held = Held::default();
             let item = match rules {
                 None => exchange(&*client.inner.transport, envelope, deadline).await,
@@ -221,13 +222,13 @@ struct Record {
 }
 
 impl Record {
-    fn new(kind: &'static str, client: &Client, envelope: &Envelope) -> Self {
+    fn new(kind: &'static str, started: Instant, client: &Client, envelope: &Envelope) -> Self {
         Self {
             kind,
             transport: client.transport(),
             pattern: envelope.pattern.clone(),
             trace: envelope.headers.get_shared(header::TRACEPARENT).cloned(),
-            started: Instant::now(),
+            started,
         }
     }
 
@@ -240,9 +241,16 @@ impl Record {
             started,
         } = self;
         let (pattern, trace) = (&*pattern, trace.as_deref().unwrap_or_default());
-        let micros = started.elapsed().as_micros();
-        let ok = result.is_ok();
-        tracing::debug!(target: "nestling::calls", kind, pattern, transport, micros, ok, trace);
+        // What is not logged is not measured either.
+        tracing::debug!(
+            target: "nestling::calls",
+            kind,
+            pattern,
+            transport,
+            micros = started.elapsed().as_micros(),
+            ok = result.is_ok(),
+            trace
+        );
     }
 }
 
@@ -405,7 +413,8 @@ impl<'a> IntoFuture for EmitCall<'a> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let needs = self.needs;
-            let deadline = Instant::now() + self.call.timeout(None);
+            let started = Instant::now();
+            let deadline = started + self.call.timeout(None);
             let (client, mut envelope) = self.call.into_envelope(None)?;
             let Inner {
                 transport,
@@ -418,7 +427,7 @@ impl<'a> IntoFuture for EmitCall<'a> {
                 .take()
                 .map_or(deadline, |own| own.min(deadline));
             let pattern = envelope.pattern.clone();
-            let record = Record::new("emitted", client, &envelope);
+            let record = Record::new("emitted", started, client, &envelope);
             let result = match timeout_at(deadline, transport.publish(envelope)).await {
                 Ok(published) => published.map_err(RpcError::from),
                 Err(_) => Err(too_late(format_args!(

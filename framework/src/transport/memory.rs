@@ -1,5 +1,6 @@
 //! [`Memory`]: the reference transport, inside one process.
 
+mod client;
 mod dead_letters;
 
 use std::{
@@ -7,7 +8,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{self, Poll, Waker},
@@ -16,13 +17,13 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::join_all;
 use tokio::{sync::Notify, time::Instant};
 
+use self::client::MemoryClient;
 use super::{
-    Call, Calls, Capabilities, ClientTransport, Control, DeadLetter, Delivery, Error, ErrorKind,
-    Expect, Gone, Item, Kind, Order, Outcome, Pending, Replies, Responder, ServerTransport, Source,
-    Sources, Subscription, pending::lock,
+    Call, Capabilities, ClientTransport, DeadLetter, Delivery, Error, ErrorKind, Gone, Item, Kind,
+    Order, Outcome, Pending, Responder, ServerTransport, Source, Sources, Subscription,
+    pending::lock,
 };
 use crate::{
     contract::Guarantee,
@@ -74,7 +75,7 @@ pub struct Memory {
 #[derive(Default)]
 struct Hub {
     /// The replicas of each service.
-    services: Mutex<BTreeMap<String, Vec<Arc<Member>>>>,
+    services: Mutex<BTreeMap<Arc<str>, Vec<Arc<Member>>>>,
     turn: AtomicUsize,
     /// Those of all services, oldest first.
     dead_letters: Mutex<VecDeque<(u64, DeadLetter)>>,
@@ -106,15 +107,7 @@ impl Memory {
     }
 
     pub(crate) fn client(&self) -> Arc<dyn ClientTransport> {
-        let pending = Pending::new();
-        Arc::new_cyclic(|client: &Weak<MemoryClient>| {
-            pending.set_control(client.clone());
-            MemoryClient {
-                hub: Arc::clone(&self.hub),
-                pending,
-                calls: Calls::new(),
-            }
-        })
+        MemoryClient::new(Arc::clone(&self.hub))
     }
 }
 
@@ -137,7 +130,7 @@ impl ServerTransport for Memory {
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
-        let service = subscription.service.clone();
+        let service = subscription.service.as_str().into();
         let member = Arc::new(Member {
             subscription,
             queue: Mutex::default(),
@@ -176,14 +169,18 @@ impl Source for MemorySource {
             queue.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
+        // Who waits for room has found it full, and has not asked since.
+        let was_full = queue.waiting.len() >= QUEUE;
         batch.extend(queue.waiting.drain(..count));
         drop(queue);
-        self.member.room.notify_waiters();
+        if was_full {
+            self.member.room.notify_waiters();
+        }
         Poll::Ready(Some(count))
     }
 
     fn stop(&mut self) {
-        let service = &self.member.subscription.service;
+        let service = self.member.subscription.service.as_str();
         if let Some(members) = lock(&self.hub.services).get_mut(service) {
             members.retain(|member| !Arc::ptr_eq(member, &self.member));
         }
@@ -221,13 +218,18 @@ impl Member {
         }
     }
 
-    /// Queues a delivery, which is made only when there is room; `Err` gives its maker back.
-    fn try_push<F: FnOnce() -> Delivery>(&self, limit: usize, make: F) -> Result<(), F> {
+    /// Queues a delivery, which is made of `attempt` only when there is room; else gives that back.
+    fn try_push(
+        &self,
+        limit: usize,
+        attempt: Attempt,
+        make: impl FnOnce(Attempt) -> Delivery,
+    ) -> Result<(), Attempt> {
         let mut queue = lock(&self.queue);
         if queue.stopped || queue.waiting.len() >= limit {
-            return Err(make);
+            return Err(attempt);
         }
-        queue.waiting.push_back(make());
+        queue.waiting.push_back(make(attempt));
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -269,81 +271,97 @@ impl Hub {
             .cloned()
     }
 
-    fn services_for(&self, kind: Kind, pattern: &str) -> Vec<String> {
+    fn services_for(&self, kind: Kind, pattern: &str) -> Vec<Arc<str>> {
         let services = lock(&self.services);
         let handles = |members: &Vec<Arc<Member>>| members.iter().any(|m| m.handles(kind, pattern));
         services
             .iter()
             .filter(|(_, m)| handles(m))
-            .map(|(name, _)| name.clone())
+            .map(|(name, _)| Arc::clone(name))
             .collect()
     }
 
     /// Queues `first` for one replica of `service`, waiting for room until its deadline.
-    async fn deliver(self: &Arc<Self>, service: &str, first: Attempt) -> Result<(), Error> {
-        let full = || Error::new(ErrorKind::Full, format!("the queue of {service} is full"));
-        let deadline = first
-            .envelope
-            .deadline
-            .unwrap_or_else(|| Instant::now() + PATIENCE);
-        let envelope = first.envelope.clone();
-        let key = envelope.headers.get(header::KEY);
-        let kind = first.kind();
-        let mut make = || first.into_delivery(Arc::clone(self), service.to_owned());
+    async fn deliver(self: &Arc<Self>, service: &Arc<str>, first: Attempt) -> Result<(), Error> {
+        let deadline = first.envelope.deadline;
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let mut left = first;
         loop {
-            let member = self
-                .pick(service, kind, &envelope.pattern, key)
-                .ok_or_else(|| absent(&envelope))?;
+            let member = self.pick_for(service, &left)?;
+            // Before it is asked, so that no room becomes free unheard.
             let room = member.room.notified();
-            match member.try_push(QUEUE, make) {
+            match self.push(&member, QUEUE, service, left) {
                 Ok(()) => return Ok(()),
-                Err(back) => make = back,
+                Err(back) => left = back,
             }
             // One that has just stopped is no longer in the table: another may have room.
             if lock(&member.queue).stopped {
                 continue;
             }
+            let full = |_| Error::new(ErrorKind::Full, format!("the queue of {service} is full"));
             tokio::time::timeout_at(deadline, room)
                 .await
-                .map_err(|_| full())?;
+                .map_err(full)?;
         }
     }
 
+    /// The same without waiting: gives back what there is no room for.
+    fn try_deliver(
+        self: &Arc<Self>,
+        service: &Arc<str>,
+        first: Attempt,
+    ) -> Result<Result<(), Error>, Attempt> {
+        match self.pick_for(service, &first) {
+            Ok(member) => self.push(&member, QUEUE, service, first).map(Ok),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn pick_for(&self, service: &str, attempt: &Attempt) -> Result<Arc<Member>, Error> {
+        let Envelope {
+            pattern, headers, ..
+        } = &attempt.envelope;
+        self.pick(service, attempt.kind(), pattern, headers.get(header::KEY))
+            .ok_or_else(|| absent(pattern))
+    }
+
+    fn push(
+        self: &Arc<Self>,
+        member: &Member,
+        limit: usize,
+        service: &Arc<str>,
+        attempt: Attempt,
+    ) -> Result<(), Attempt> {
+        let make = |attempt: Attempt| attempt.into_delivery(Arc::clone(self), Arc::clone(service));
+        member.try_push(limit, attempt, make)
+    }
+
     /// Gives a delivery to another replica, or to the same one again.
-    fn redeliver(self: &Arc<Self>, service: &str, again: Attempt) {
-        let envelope = again.envelope.clone();
-        let key = envelope.headers.get(header::KEY);
-        let mut make = Some(again);
-        while let Some(member) = self.pick(
-            service,
-            make.as_ref().map_or(Kind::Event, Attempt::kind),
-            &envelope.pattern,
-            key,
-        ) {
+    fn redeliver(self: &Arc<Self>, service: &Arc<str>, again: Attempt) {
+        let mut left = again;
+        while let Ok(member) = self.pick_for(service, &left) {
             // It was within the bound once, so it is taken back even when newer ones fill the queue.
-            let pushed = member.try_push(usize::MAX, || {
-                let attempt = make.take().expect("called once, while it is there");
-                attempt.into_delivery(Arc::clone(self), service.to_owned())
-            });
-            if pushed.is_ok() {
-                return;
+            match self.push(&member, usize::MAX, service, left) {
+                Ok(()) => return,
+                Err(back) => left = back,
             }
         }
-        match make.and_then(|attempt| attempt.call) {
+        let pattern = &left.envelope.pattern;
+        match left.call {
             Some((pending, call)) => {
-                pending.complete(*call.key(), Item::Fail(absent(&envelope).into()));
+                pending.complete(*call.key(), Item::Fail(absent(pattern).into()));
             }
             None => {
-                tracing::warn!(pattern = %envelope.pattern, service, "event lost: nobody is left to handle it")
+                tracing::warn!(%pattern, %service, "event lost: nobody is left to handle it")
             }
         }
     }
 }
 
-fn absent(envelope: &Envelope) -> Error {
+fn absent(pattern: &str) -> Error {
     Error::new(
         ErrorKind::NoResponders,
-        format!("nobody handles {:?}", envelope.pattern),
+        format!("nobody handles {pattern:?}"),
     )
 }
 
@@ -368,7 +386,7 @@ impl Attempt {
         }
     }
 
-    fn into_delivery(self, hub: Arc<Hub>, service: String) -> Delivery {
+    fn into_delivery(self, hub: Arc<Hub>, service: Arc<str>) -> Delivery {
         let Self {
             envelope,
             call,
@@ -398,7 +416,7 @@ impl Attempt {
 
 struct MemoryResponder {
     hub: Arc<Hub>,
-    service: String,
+    service: Arc<str>,
     call: Option<PendingCall>,
     /// The envelope, while the delivery may be made again.
     kept: Option<Envelope>,
@@ -459,7 +477,7 @@ impl Responder for MemoryResponder {
             Outcome::Done => Item::End,
             Outcome::Fail(error) => Item::Fail(error),
             Outcome::Ack => return,
-            Outcome::Reject(rejection) => return hub.bury(DeadLetter::new(service, rejection)),
+            Outcome::Reject(rejection) => return hub.bury(DeadLetter::new(&*service, rejection)),
             Outcome::Retry { .. } => match kept {
                 Some(envelope) => {
                     let again = Attempt {
@@ -478,105 +496,6 @@ impl Responder for MemoryResponder {
         if let Some((pending, call)) = call {
             pending.complete(*call.key(), item);
         }
-    }
-}
-
-struct MemoryClient {
-    hub: Arc<Hub>,
-    pending: Arc<Pending>,
-    calls: Calls<u64>,
-}
-
-impl Control for MemoryClient {
-    fn cancel(&self, call: u64) {
-        self.calls.cancel(&call);
-    }
-
-    fn credit(&self, call: u64, values: u32) {
-        self.calls.credit(&call, values);
-    }
-}
-
-#[async_trait]
-impl ClientTransport for MemoryClient {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        CAPABILITIES
-    }
-
-    async fn request(&self, envelope: Envelope, expect: Expect) -> Result<Replies, Error> {
-        fits(envelope.payload.len())?;
-        let (id, replies) = self.pending.register(expect);
-        let call = (Arc::clone(&self.pending), self.calls.open(id));
-        let Some((service, repeatable)) = self.hub.find_message(&envelope.pattern) else {
-            return Err(absent(&envelope));
-        };
-        let first = Attempt {
-            envelope,
-            call: Some(call),
-            repeatable,
-            number: 1,
-        };
-        self.hub.deliver(&service, first).await?;
-        Ok(replies)
-    }
-
-    async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
-        fits(envelope.payload.len())?;
-        let services = self.hub.services_for(Kind::Event, &envelope.pattern);
-        let deliveries = services.iter().map(|service| {
-            let first = Attempt {
-                envelope: envelope.clone(),
-                call: None,
-                repeatable: true,
-                number: 1,
-            };
-            self.hub.deliver(service, first)
-        });
-        // A service that is full keeps none of the others from its event; one that has just left
-        // needs none.
-        let failed = join_all(deliveries)
-            .await
-            .into_iter()
-            .filter_map(Result::err)
-            .find(|error| error.kind() != ErrorKind::NoResponders);
-        failed.map_or(Ok(()), Err)
-    }
-
-    async fn close(&self) {
-        self.end();
-    }
-}
-
-impl MemoryClient {
-    /// Ends every call, at both ends.
-    fn end(&self) {
-        self.calls.cancel_all();
-        self.pending
-            .fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
-    }
-}
-
-impl Drop for MemoryClient {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-impl Hub {
-    /// The service that answers `pattern`, and whether a crash may run it again.
-    fn find_message(&self, pattern: &str) -> Option<(String, bool)> {
-        let services = lock(&self.services);
-        services.iter().find_map(|(name, members)| {
-            let messages = members
-                .iter()
-                .flat_map(|member| &member.subscription.messages);
-            let message = { messages }.find(|message| message.pattern == pattern)?;
-            Some((name.clone(), message.idempotent))
-        })
     }
 }
 

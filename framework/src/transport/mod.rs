@@ -322,6 +322,19 @@ pub trait ClientTransport: Send + Sync + 'static {
     /// When the message certainly was not sent: too large, no connection.
     async fn request(&self, envelope: Envelope, kind: Expect) -> Result<Replies, Error>;
 
+    /// Does what [`request`](Self::request) does when it need not wait for anything, and otherwise
+    /// gives the envelope back: then `request` is called. Worth having where waiting is rare.
+    ///
+    /// # Errors
+    /// The envelope, of which nothing has been sent.
+    fn try_request(
+        &self,
+        envelope: Envelope,
+        _kind: Expect,
+    ) -> Result<Result<Replies, Error>, Envelope> {
+        Err(envelope)
+    }
+
     /// Sends an event and waits for whatever acknowledgement the transport has.
     ///
     /// # Errors

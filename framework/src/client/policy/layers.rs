@@ -107,9 +107,12 @@ pub(crate) fn exchange(
     deadline: Instant,
 ) -> impl Future<Output = Result<Item, RpcError>> {
     let pattern = envelope.pattern.clone();
-    let request = transport.request(envelope, Expect::Single);
+    let sent = match transport.try_request(envelope, Expect::Single) {
+        Ok(sent) => Either::Left(ready(sent)),
+        Err(envelope) => Either::Right(transport.request(envelope, Expect::Single)),
+    };
     async move {
-        let reply = timeout_at(deadline, async { Ok(request.await?.item().await) });
+        let reply = timeout_at(deadline, async { Ok(sent.await?.item().await) });
         match reply.await {
             Ok(Ok(Item::Fail(error))) => Err(error),
             Ok(result) => result,

@@ -120,6 +120,14 @@ impl TcpClient {
         ))
     }
 
+    /// A connection to the best of the peers, if there is one.
+    fn ready_connection(&self) -> Option<Arc<Connection>> {
+        match &self.peers[..] {
+            [only] => only.connected(),
+            _ => self.peers[self.choose(&[])?].connected(),
+        }
+    }
+
     /// A connection to one of the peers: made now, if need be.
     async fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, Error> {
         if let [only] = &self.peers[..]
@@ -215,6 +223,32 @@ impl ClientTransport for TcpClient {
             replies
         };
         self.send(&envelope, request).await
+    }
+
+    fn try_request(
+        &self,
+        envelope: Envelope,
+        expect: Expect,
+    ) -> Result<Result<Replies, Error>, Envelope> {
+        if let Err(error) = self.check(&envelope) {
+            return Ok(Err(error));
+        }
+        let Some(connection) = self.ready_connection() else {
+            return Err(envelope);
+        };
+        let link = &connection.link;
+        if envelope.payload.len() > link.max_payload() {
+            return Err(envelope);
+        }
+        let request = |out: &mut Outgoing| {
+            let (call, replies) = link.pending().register(expect);
+            link.request(out, call, expect, &envelope);
+            replies
+        };
+        match link.outbox().try_push(request) {
+            Some(replies) => Ok(Ok(replies)),
+            None => Err(envelope),
+        }
     }
 
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {

@@ -196,6 +196,21 @@ impl Outbox {
         }
     }
 
+    /// Appends, if there is room and nothing is refused.
+    pub(super) fn try_push<T>(&self, write: impl FnOnce(&mut Outgoing) -> T) -> Option<T> {
+        let mut state = lock(&self.state);
+        if state.backlog() >= HIGH_WATER || state.refused.is_some() {
+            return None;
+        }
+        let result = write(&mut state.queued);
+        let waker = state.unpark();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(result)
+    }
+
     /// Waits for room, then appends.
     pub(super) fn poll_push<T>(
         &self,
