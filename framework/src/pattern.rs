@@ -8,7 +8,7 @@
 //! ordered by code point here and by the collation of the runtime's locale there, and a number that
 //! no double can hold (`1e400`) is text here and `Infinity` there.
 
-use std::{borrow::Cow, cmp::Ordering, collections::HashMap, fmt};
+use std::{cmp::Ordering, collections::HashMap, fmt};
 
 use bytestring::ByteString;
 use serde::{
@@ -31,13 +31,28 @@ pub(crate) fn route(pattern: ByteString) -> ByteString {
 }
 
 /// A pattern as JSON: the object it is, its keys in the order in which they were written, or a string.
-pub(crate) fn to_json(pattern: &str) -> Cow<'_, str> {
+pub(crate) fn to_json(pattern: &str) -> String {
+    let mut json = Vec::new();
+    write_json(&mut json, pattern);
+    String::from_utf8(json).expect("JSON is text")
+}
+
+/// The same, appended.
+pub(crate) fn write_json(out: &mut Vec<u8>, pattern: &str) {
     if object(pattern).is_some()
         && let Ok(compact) = serde_json::from_str::<Compact>(pattern)
     {
-        return Cow::Owned(compact.0);
+        return out.extend_from_slice(compact.0.as_bytes());
     }
-    Cow::Owned(serde_json::Value::from(pattern).to_string())
+    write_string(out, pattern);
+}
+
+/// Appends a text as a JSON string.
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
+    // Writing text to memory cannot fail.
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        out.extend_from_slice(b"\"\"");
+    }
 }
 
 fn object(pattern: &str) -> Option<Node> {

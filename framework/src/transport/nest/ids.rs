@@ -1,5 +1,7 @@
 //! [`CallIds`]: the ids of a client's requests, as texts.
 
+use std::{fmt, ops::Deref};
+
 /// How many hexadecimal digits the salt has; NestJS's ids have 21.
 const SALT_DIGITS: usize = 5;
 const CALL_DIGITS: usize = 16;
@@ -19,8 +21,12 @@ impl CallIds {
     }
 
     /// The id of a call.
-    pub(in crate::transport) fn text(&self, call: u64) -> String {
-        format!("{:0SALT_DIGITS$x}{call:0CALL_DIGITS$x}", self.salt)
+    pub(in crate::transport) fn text(&self, call: u64) -> CallId {
+        let mut digits = [b'0'; SALT_DIGITS + CALL_DIGITS];
+        let (salt, number) = digits.split_at_mut(SALT_DIGITS);
+        write_hex(salt, self.salt.into());
+        write_hex(number, call);
+        CallId(digits)
     }
 
     /// The call whose id this is, in JSON; `None` if it is none of this client's.
@@ -42,6 +48,32 @@ impl CallIds {
     }
 }
 
+/// The id of one call, where it needs no allocation. It is its text.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::transport) struct CallId([u8; SALT_DIGITS + CALL_DIGITS]);
+
+impl Deref for CallId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("digits are ASCII")
+    }
+}
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// Fills `digits` with as many of the number's last ones.
+fn write_hex(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 0xf) as usize];
+        number >>= 4;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,7 +87,7 @@ mod tests {
             assert_eq!(ids.parse(format!("\"{text}\"").as_bytes()), Some(call));
             assert_eq!(ids.parse_text(text.as_bytes()), Some(call));
         }
-        assert_eq!(CallIds { salt: 0xab }.text(1), "000ab0000000000000001");
+        assert_eq!(&*CallIds { salt: 0xab }.text(1), "000ab0000000000000001");
     }
 
     #[test]

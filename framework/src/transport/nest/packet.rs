@@ -70,9 +70,8 @@ pub(in crate::transport) enum Incoming {
 /// When it is not JSON.
 pub(in crate::transport) fn read_packet(bytes: &Bytes) -> serde_json::Result<Incoming> {
     let text = lossy(bytes);
-    let text = text.as_ref();
-    let Some(members) = members::<PacketMembers<'_>>(text)? else {
-        return Ok(Incoming::Foreign(text.clone()));
+    let Some(members) = members::<PacketMembers<'_>>(&text)? else {
+        return Ok(Incoming::Foreign(text.as_bytes().clone()));
     };
     let PacketMembers {
         pattern,
@@ -81,14 +80,14 @@ pub(in crate::transport) fn read_packet(bytes: &Bytes) -> serde_json::Result<Inc
         metadata,
     } = members;
     if pattern.is_none() && data.is_none() {
-        return Ok(Incoming::Foreign(text.clone()));
+        return Ok(Incoming::Foreign(text.as_bytes().clone()));
     }
-    let slice = |raw: Option<&RawValue>| raw.map(|raw| text.slice_ref(raw.get().as_bytes()));
+    let slice = |raw: Option<&RawValue>| raw.map(|raw| slice(&text, raw));
     Ok(Incoming::Packet(Packet {
         pattern: slice(pattern),
         data: slice(data),
         id: slice(id),
-        metadata: metadata.unwrap_or_default(),
+        metadata: metadata.map_or_else(Headers::new, |metadata| metadata.into_headers(&text)),
     }))
 }
 
@@ -103,7 +102,7 @@ pub(in crate::transport) struct Answer {
 /// Whether these bytes are a reply, and not merely JSON that a client would take for a value.
 pub(in crate::transport) fn is_answer(bytes: &Bytes) -> bool {
     let text = lossy(bytes);
-    let members = members::<AnswerMembers<'_>>(text.as_ref());
+    let members = members::<AnswerMembers<'_>>(&text);
     members.is_ok_and(|members| {
         members.is_some_and(|members| members.has_members && !members.is_foreign)
     })
@@ -115,13 +114,12 @@ pub(in crate::transport) fn is_answer(bytes: &Bytes) -> bool {
 /// When it is not JSON.
 pub(in crate::transport) fn read_answer(bytes: &Bytes) -> serde_json::Result<Answer> {
     let text = lossy(bytes);
-    let text = text.as_ref();
-    let slice = |raw: Option<&RawValue>| raw.map(|raw| text.slice_ref(raw.get().as_bytes()));
+    let slice = |raw: Option<&RawValue>| raw.map(|raw| slice(&text, raw));
     let foreign = |id| Answer {
         id,
-        item: Item::Last(text.clone()),
+        item: Item::Last(text.as_bytes().clone()),
     };
-    let Some(members) = members::<AnswerMembers<'_>>(text)? else {
+    let Some(members) = members::<AnswerMembers<'_>>(&text)? else {
         return Ok(foreign(None));
     };
     let id = slice(members.id);
@@ -208,7 +206,7 @@ pub(in crate::transport) fn write_request(
 ) {
     write_start(
         out,
-        &pattern::to_json(&envelope.pattern),
+        |out| pattern::write_json(out, &envelope.pattern),
         envelope,
         with_headers,
     );
@@ -224,18 +222,19 @@ pub(in crate::transport) fn write_event(
     envelope: &Envelope,
     with_headers: Option<Instant>,
 ) {
-    write_start(out, pattern, envelope, with_headers);
+    let write_pattern = |out: &mut Vec<u8>| out.extend_from_slice(pattern.as_bytes());
+    write_start(out, write_pattern, envelope, with_headers);
     out.push(b'}');
 }
 
 fn write_start(
     out: &mut Vec<u8>,
-    pattern: &str,
+    write_pattern: impl FnOnce(&mut Vec<u8>),
     envelope: &Envelope,
     with_headers: Option<Instant>,
 ) {
     out.extend_from_slice(br#"{"pattern":"#);
-    out.extend_from_slice(pattern.as_bytes());
+    write_pattern(out);
     if !envelope.payload.is_empty() {
         out.extend_from_slice(br#","data":"#);
         out.extend_from_slice(&envelope.payload);
@@ -245,34 +244,31 @@ fn write_start(
     for (name, value) in headers(envelope, now) {
         out.extend_from_slice(before);
         before = b",";
-        push_string(out, name);
+        pattern::write_string(out, name);
         out.push(b':');
-        push_string(out, &value);
+        pattern::write_string(out, &value);
     }
     if before == b"," {
         out.push(b'}');
     }
 }
 
-fn push_string(out: &mut Vec<u8>, text: &str) {
-    // Writing text to memory cannot fail.
-    if serde_json::to_writer(&mut *out, text).is_err() {
-        out.extend_from_slice(b"\"\"");
-    }
-}
-
 /// Bytes that may not be JSON as a JSON string: what NestJS hands to a handler then.
 pub(in crate::transport) fn text(bytes: &[u8]) -> Bytes {
     let mut json = Vec::with_capacity(bytes.len() + 2);
-    push_string(&mut json, &String::from_utf8_lossy(bytes));
+    pattern::write_string(&mut json, &String::from_utf8_lossy(bytes));
     json.into()
 }
 
-fn lossy(bytes: &Bytes) -> Cow<'_, Bytes> {
-    match String::from_utf8_lossy(bytes) {
-        Cow::Borrowed(_) => Cow::Borrowed(bytes),
-        Cow::Owned(text) => Cow::Owned(text.into()),
-    }
+/// What was received as text: looked through once, so that no part of it has to be again.
+fn lossy(bytes: &Bytes) -> ByteString {
+    ByteString::try_from(bytes.clone())
+        .unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
+}
+
+/// A part of `text`, without a copy.
+fn slice(text: &ByteString, raw: &RawValue) -> Bytes {
+    text.as_bytes().slice_ref(raw.get().as_bytes())
 }
 
 /// Whether JavaScript would take it for true.
@@ -286,11 +282,11 @@ fn is_truthy(raw: &RawValue) -> bool {
 
 /// The members of a JSON object, or `None` for JSON of another kind. What is nested is not looked
 /// into, however deep it is.
-fn members<'a, T: Default + Deserialize<'a>>(text: &'a [u8]) -> serde_json::Result<Option<T>> {
-    if text.trim_ascii_start().first() == Some(&b'{') {
-        return serde_json::from_slice(text).map(Some);
+fn members<'a, T: Default + Deserialize<'a>>(text: &'a str) -> serde_json::Result<Option<T>> {
+    if text.trim_ascii_start().starts_with('{') {
+        return serde_json::from_str(text).map(Some);
     }
-    serde_json::from_slice::<&RawValue>(text).map(|_| None)
+    serde_json::from_str::<&RawValue>(text).map(|_| None)
 }
 
 #[derive(Default)]
@@ -298,7 +294,7 @@ struct PacketMembers<'a> {
     pattern: Option<&'a RawValue>,
     data: Option<&'a RawValue>,
     id: Option<&'a RawValue>,
-    metadata: Option<Headers>,
+    metadata: Option<MetadataMembers<'a>>,
 }
 
 #[derive(Default)]
@@ -332,7 +328,7 @@ macro_rules! by_member {
                     ) -> Result<Self::Value, A::Error> {
                         let mut $members = $name::default();
                         while let Some($key) = $map.next_key::<Name<'de>>()? {
-                            let $key = &*$key.0;
+                            let $key = $key.0;
                             $read
                         }
                         Ok($members)
@@ -345,7 +341,7 @@ macro_rules! by_member {
     };
 }
 
-by_member!(PacketMembers, "a packet", |members, key, map| match key {
+by_member!(PacketMembers, "a packet", |members, key, map| match &*key {
     "pattern" => members.pattern = Some(map.next_value()?),
     "data" => members.data = Some(map.next_value()?),
     "id" => members.id = Some(map.next_value()?),
@@ -357,7 +353,7 @@ by_member!(PacketMembers, "a packet", |members, key, map| match key {
 
 by_member!(AnswerMembers, "a reply", |members, key, map| {
     let value = map.next_value()?;
-    match key {
+    match &*key {
         "id" => members.id = Some(value),
         "err" => members.err = Some(value),
         "response" => members.response = Some(value),
@@ -368,39 +364,60 @@ by_member!(AnswerMembers, "a reply", |members, key, map| {
     members.has_members = true;
 });
 
-/// Text members become headers as they are, others as their JSON. What is no object is ignored.
-fn metadata(raw: &RawValue) -> Result<Option<Headers>, String> {
+/// What is no object is ignored.
+fn metadata(raw: &RawValue) -> Result<Option<MetadataMembers<'_>>, String> {
     if !raw.get().starts_with('{') {
         return Ok(None);
     }
-    let MetadataMembers {
-        headers, too_many, ..
-    } = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-    if too_many {
+    let members: MetadataMembers<'_> =
+        serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+    if members.too_many {
         return Err(format!("metadata has more than {MAX_METADATA} members"));
     }
-    Ok(Some(headers))
+    Ok(Some(members))
 }
 
 #[derive(Default)]
 struct MetadataMembers<'a> {
-    headers: Headers,
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
     too_many: bool,
-    lifetime: std::marker::PhantomData<&'a ()>,
 }
 
-by_member!(MetadataMembers, "metadata", |members, key, map| {
+by_member!(MetadataMembers, "metadata", |metadata, key, map| {
     let value: &RawValue = map.next_value()?;
-    if members.headers.len() < MAX_METADATA {
-        let value = match serde_json::from_str::<String>(value.get()) {
-            Ok(text) => ByteString::from(text),
-            Err(_) => ByteString::from(value.get()),
-        };
-        members.headers.insert(key.to_owned(), value);
+    if metadata.members.len() < MAX_METADATA {
+        metadata.members.push((key, value));
     } else {
-        members.too_many = true;
+        metadata.too_many = true;
     }
 });
+
+impl MetadataMembers<'_> {
+    /// Text members become headers as they are, others as their JSON: parts of `text`, without a copy
+    /// where they have no escapes.
+    fn into_headers(self, text: &ByteString) -> Headers {
+        let mut headers = Headers::new();
+        for (name, value) in self.members {
+            let name = match name {
+                Cow::Borrowed(name) => text.slice_ref(name),
+                Cow::Owned(name) => name.into(),
+            };
+            let json = value.get();
+            let plain = json
+                .strip_prefix('"')
+                .and_then(|rest| rest.strip_suffix('"'));
+            let value = match plain {
+                Some(plain) if !plain.contains('\\') => text.slice_ref(plain),
+                Some(_) => {
+                    serde_json::from_str::<String>(json).map_or_else(|_| json.into(), Into::into)
+                }
+                None => text.slice_ref(json),
+            };
+            headers.insert(name, value);
+        }
+        headers
+    }
+}
 
 /// A member's name, borrowed unless it has escapes.
 struct Name<'a>(Cow<'a, str>);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::OnceCell;
 
@@ -80,7 +81,7 @@ impl ClientTransport for NestClient {
             wire: Wire::NestText,
             topic: reply_topic.name.as_str().into(),
             partition: Some(reply_topic.partition),
-            correlation: self.ids.text(call).into(),
+            correlation: Bytes::copy_from_slice(self.ids.text(call).as_bytes()),
         };
         let request = super::request(&envelope, &address);
         self.sender
