@@ -218,16 +218,16 @@ impl Member {
         }
     }
 
-    /// Queues a delivery, which is made of `attempt` only when there is room; else gives that back.
+    /// Queues a delivery, which is made of `attempt` only when there is room; else that comes back.
     fn try_push(
         &self,
         limit: usize,
         attempt: Attempt,
         make: impl FnOnce(Attempt) -> Delivery,
-    ) -> Result<(), Attempt> {
+    ) -> Option<Attempt> {
         let mut queue = lock(&self.queue);
         if queue.stopped || queue.waiting.len() >= limit {
-            return Err(attempt);
+            return Some(attempt);
         }
         queue.waiting.push_back(make(attempt));
         let waker = queue.waker.take();
@@ -235,7 +235,7 @@ impl Member {
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(())
+        None
     }
 }
 
@@ -291,8 +291,8 @@ impl Hub {
             // Before it is asked, so that no room becomes free unheard.
             let room = member.room.notified();
             match self.push(&member, QUEUE, service, left) {
-                Ok(()) => return Ok(()),
-                Err(back) => left = back,
+                None => return Ok(()),
+                Some(back) => left = back,
             }
             // One that has just stopped is no longer in the table: another may have room.
             if lock(&member.queue).stopped {
@@ -305,16 +305,14 @@ impl Hub {
         }
     }
 
-    /// The same without waiting: gives back what there is no room for.
+    /// The same without waiting: what there is no room for comes back.
     fn try_deliver(
         self: &Arc<Self>,
         service: &Arc<str>,
         first: Attempt,
-    ) -> Result<Result<(), Error>, Attempt> {
-        match self.pick_for(service, &first) {
-            Ok(member) => self.push(&member, QUEUE, service, first).map(Ok),
-            Err(error) => Ok(Err(error)),
-        }
+    ) -> Result<Option<Attempt>, Error> {
+        let member = self.pick_for(service, &first)?;
+        Ok(self.push(&member, QUEUE, service, first))
     }
 
     fn pick_for(&self, service: &str, attempt: &Attempt) -> Result<Arc<Member>, Error> {
@@ -331,7 +329,7 @@ impl Hub {
         limit: usize,
         service: &Arc<str>,
         attempt: Attempt,
-    ) -> Result<(), Attempt> {
+    ) -> Option<Attempt> {
         let make = |attempt: Attempt| attempt.into_delivery(Arc::clone(self), Arc::clone(service));
         member.try_push(limit, attempt, make)
     }
@@ -342,8 +340,8 @@ impl Hub {
         while let Ok(member) = self.pick_for(service, &left) {
             // It was within the bound once, so it is taken back even when newer ones fill the queue.
             match self.push(&member, usize::MAX, service, left) {
-                Ok(()) => return,
-                Err(back) => left = back,
+                None => return,
+                Some(back) => left = back,
             }
         }
         let pattern = &left.envelope.pattern;

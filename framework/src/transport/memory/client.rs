@@ -56,8 +56,9 @@ impl ClientTransport for MemoryClient {
             Err(error) => return Ok(Err(error)),
         };
         match self.hub.try_deliver(&service, first) {
-            Ok(delivered) => Ok(delivered.map(|()| replies)),
-            Err(first) => Err(first.envelope),
+            Ok(None) => Ok(Ok(replies)),
+            Ok(Some(first)) => Err(first.envelope),
+            Err(error) => Ok(Err(error)),
         }
     }
 
