@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let path = cargo::root().join(RECORD);
     let measured_with = measured_with()?;
     if options.update {
-        let record = record(&costs, measured_with);
+        let record = record(&costs, &measured_with);
         let text = serde_json::to_string_pretty(&record).context("write the costs")? + "\n";
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         print(&costs, &Costs::new());
@@ -116,7 +116,7 @@ fn allocations_of(line: &str) -> Result<(String, Cost)> {
     let mut words = line.splitn(3, ' ');
     let mut number = || -> Result<f64> {
         let word = words.next().context("no number")?;
-        Ok(word.parse().with_context(|| format!("read {line:?}"))?)
+        word.parse().with_context(|| format!("read {line:?}"))
     };
     let cost = Cost {
         instructions: 0.0,
@@ -169,7 +169,7 @@ fn total(path: &Path) -> Result<f64> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let total = total.with_context(|| format!("no total in {}", path.display()))?;
-    Ok(total.parse().with_context(|| format!("read {total:?}"))?)
+    total.parse().with_context(|| format!("read {total:?}"))
 }
 
 /// What changes the number of instructions without a change of ours.
@@ -188,7 +188,7 @@ fn measured_with() -> Result<String> {
     Ok(format!("{compiler}, {libc}, {}", env::consts::ARCH))
 }
 
-fn record(costs: &Costs, measured_with: String) -> Value {
+fn record(costs: &Costs, measured_with: &str) -> Value {
     let cents = |number: f64| (number * 100.0).round() / 100.0;
     let cost = |(name, cost): (&String, &Cost)| {
         let numbers = json!({
@@ -339,7 +339,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let path = env::temp_dir().join(format!("nestling-costs-{}.json", std::process::id()));
         let costs = Costs::from([("a, b".to_owned(), OLD)]);
-        fs::write(&path, record(&costs, "rustc 1".to_owned()).to_string()).unwrap();
+        fs::write(&path, record(&costs, "rustc 1").to_string()).unwrap();
         let (read, with) = read(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(with, "rustc 1");
