@@ -56,7 +56,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
     /// Its caller has room for `values` more.
     pub fn credit(&self, key: &K, values: u32) {
         if let Some(shared) = self.find(key) {
-            shared.update(|state| state.credit = state.credit.saturating_add(values));
+            shared.credit(values);
         }
     }
 
@@ -123,20 +123,12 @@ impl<K: Eq + Hash + Clone + Send + 'static> Call<K> {
     /// # Errors
     /// [`Gone`] when the caller has gone.
     pub fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        self.shared.poll(cx, |state| {
-            if state.cancelled {
-                return Some(Err(Gone));
-            }
-            state.credit.checked_sub(1).map(|left| {
-                state.credit = left;
-                Ok(())
-            })
-        })
+        self.shared.poll_credit(cx)
     }
 
     /// Ready when the caller has gone.
     pub fn poll_cancelled(&self, cx: &mut task::Context<'_>) -> Poll<()> {
-        self.shared.poll(cx, |state| state.cancelled.then_some(()))
+        self.shared.poll_cancelled(cx)
     }
 
     /// Whether the caller has gone.
@@ -165,8 +157,9 @@ impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Call<K> {
     }
 }
 
+/// What the caller of one call says about it.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
 }
 
@@ -187,8 +180,28 @@ impl Default for State {
 }
 
 impl Shared {
-    fn cancel(&self) {
+    pub(super) fn cancel(&self) {
         self.update(|state| state.cancelled = true);
+    }
+
+    pub(super) fn credit(&self, values: u32) {
+        self.update(|state| state.credit = state.credit.saturating_add(values));
+    }
+
+    pub(super) fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        self.poll(cx, |state| {
+            if state.cancelled {
+                return Some(Err(Gone));
+            }
+            state.credit.checked_sub(1).map(|left| {
+                state.credit = left;
+                Ok(())
+            })
+        })
+    }
+
+    pub(super) fn poll_cancelled(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+        self.poll(cx, |state| state.cancelled.then_some(()))
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {

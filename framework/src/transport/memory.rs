@@ -21,9 +21,9 @@ use tokio::{sync::Notify, time::Instant};
 
 use self::client::MemoryClient;
 use super::{
-    Call, Capabilities, ClientTransport, DeadLetter, Delivery, Error, ErrorKind, Gone, Item, Kind,
-    Order, Outcome, Pending, Responder, ServerTransport, Source, Sources, Subscription,
-    pending::lock,
+    Capabilities, ClientTransport, DeadLetter, Delivery, Error, ErrorKind, Gone, Item, Kind, Order,
+    Outcome, Responder, ServerTransport, Source, Sources, Subscription,
+    pending::{Local, lock},
 };
 use crate::{
     contract::Guarantee,
@@ -107,7 +107,7 @@ impl Memory {
     }
 
     pub(crate) fn client(&self) -> Arc<dyn ClientTransport> {
-        MemoryClient::new(Arc::clone(&self.hub))
+        Arc::new(MemoryClient::new(Arc::clone(&self.hub)))
     }
 }
 
@@ -346,9 +346,7 @@ impl Hub {
         }
         let pattern = &left.envelope.pattern;
         match left.call {
-            Some((pending, call)) => {
-                pending.complete(*call.key(), Item::Fail(absent(pattern).into()));
-            }
+            Some(call) => call.complete(Item::Fail(absent(pattern).into())),
             None => {
                 tracing::warn!(%pattern, %service, "event lost: nobody is left to handle it")
             }
@@ -363,13 +361,11 @@ fn absent(pattern: &str) -> Error {
     )
 }
 
-type PendingCall = (Arc<Pending>, Call<u64>);
-
 /// A delivery about to be made, for the first time or again.
 struct Attempt {
     envelope: Envelope,
     /// The waiting caller of a message.
-    call: Option<PendingCall>,
+    call: Option<Local>,
     /// Whether it may be made again when its consumer dies.
     repeatable: bool,
     number: u32,
@@ -415,7 +411,7 @@ impl Attempt {
 struct MemoryResponder {
     hub: Arc<Hub>,
     service: Arc<str>,
-    call: Option<PendingCall>,
+    call: Option<Local>,
     /// The envelope, while the delivery may be made again.
     kept: Option<Envelope>,
     /// How many tries have failed.
@@ -425,7 +421,7 @@ struct MemoryResponder {
 impl Responder for MemoryResponder {
     fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
         match &self.call {
-            Some((_, call)) => call.poll_credit(cx),
+            Some(call) => call.poll_credit(cx),
             None => Poll::Ready(Err(Gone)),
         }
     }
@@ -433,16 +429,14 @@ impl Responder for MemoryResponder {
     fn value(&mut self, payload: Bytes) {
         // A stream that has begun is not begun again.
         self.kept = None;
-        let Some((pending, call)) = &self.call else {
+        let Some(call) = &self.call else {
             return;
         };
         match fits(payload.len()) {
-            Ok(()) => {
-                pending.complete(*call.key(), Item::Value(payload));
-            }
+            Ok(()) => call.complete(Item::Value(payload)),
             // The end of the call: the next question for room is answered with `Gone`.
             Err(error) => {
-                pending.complete(*call.key(), Item::Fail(error.into()));
+                call.complete(Item::Fail(error.into()));
                 self.call = None;
             }
         }
@@ -450,7 +444,7 @@ impl Responder for MemoryResponder {
 
     fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
         match &self.call {
-            Some((_, call)) => call.poll_cancelled(cx),
+            Some(call) => call.poll_cancelled(cx),
             None => Poll::Pending,
         }
     }
@@ -491,8 +485,8 @@ impl Responder for MemoryResponder {
                 )),
             },
         };
-        if let Some((pending, call)) = call {
-            pending.complete(*call.key(), item);
+        if let Some(call) = call {
+            call.complete(item);
         }
     }
 }

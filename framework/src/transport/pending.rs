@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use super::{Expect, WINDOW};
+use super::{Expect, Gone, WINDOW, calls::Shared};
 use crate::error::RpcError;
 
 /// The most values that wait for a caller, on wires without credit.
@@ -84,6 +84,18 @@ impl Pending {
         )
     }
 
+    /// The same for a call that is answered in this process: its two ends share one object, and nobody
+    /// need be told what the caller says.
+    pub(super) fn register_local(self: &Arc<Self>, expect: Expect) -> (Local, Replies) {
+        let (id, replies) = self.register(expect);
+        let local = Local {
+            pending: Arc::clone(self),
+            id,
+            slot: Arc::clone(&replies.slot),
+        };
+        (local, replies)
+    }
+
     /// Hands `item` to the caller of `id`; false when nobody waits for it.
     pub fn complete(&self, id: u64, item: Item) -> bool {
         let slot = {
@@ -97,6 +109,7 @@ impl Pending {
             Some(slot) => {
                 if !slot.push(item) {
                     lock(&self.table).remove(&id);
+                    slot.caller.cancel();
                     self.control(|control| control.cancel(id));
                 }
                 true
@@ -111,6 +124,7 @@ impl Pending {
         slots.sort_unstable_by_key(|(id, _)| *id);
         for (_, slot) in slots {
             slot.push(Item::Fail(error.clone()));
+            slot.caller.cancel();
         }
     }
 
@@ -177,6 +191,7 @@ impl Replies {
         self.taken += 1;
         if self.taken >= WINDOW / 2 {
             let values = std::mem::take(&mut self.taken);
+            self.slot.caller.credit(values);
             if let Some((pending, id)) = &self.table {
                 pending.control(|control| control.credit(*id, values));
             }
@@ -191,6 +206,7 @@ impl Drop for Replies {
         {
             let waiting = lock(&pending.table).remove(&id).is_some();
             if waiting {
+                self.slot.caller.cancel();
                 pending.control(|control| control.cancel(id));
             }
         }
@@ -205,9 +221,35 @@ impl fmt::Debug for Replies {
     }
 }
 
+/// The other end of a call that is answered in this process.
+pub(super) struct Local {
+    pending: Arc<Pending>,
+    id: u64,
+    slot: Arc<Slot>,
+}
+
+impl Local {
+    /// Hands `item` to the caller.
+    pub(super) fn complete(&self, item: Item) {
+        self.pending.complete(self.id, item);
+    }
+
+    /// As [`Call::poll_credit`](super::Call::poll_credit).
+    pub(super) fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        self.slot.caller.poll_credit(cx)
+    }
+
+    /// Ready when the caller has gone.
+    pub(super) fn poll_cancelled(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+        self.slot.caller.poll_cancelled(cx)
+    }
+}
+
 #[derive(Default)]
 struct Slot {
     state: Mutex<State>,
+    /// What the caller says, for a [`Local`] end.
+    caller: Shared,
 }
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! The sending side.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -9,25 +9,14 @@ use super::{Attempt, CAPABILITIES, Hub, absent, fits};
 use crate::{
     envelope::Envelope,
     transport::{
-        Calls, Capabilities, ClientTransport, Control, Error, ErrorKind, Expect, Kind, Pending,
-        Replies, pending::lock,
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Kind, Pending, Replies,
+        pending::lock,
     },
 };
 
 pub(super) struct MemoryClient {
     hub: Arc<Hub>,
     pending: Arc<Pending>,
-    calls: Calls<u64>,
-}
-
-impl Control for MemoryClient {
-    fn cancel(&self, call: u64) {
-        self.calls.cancel(&call);
-    }
-
-    fn credit(&self, call: u64, values: u32) {
-        self.calls.credit(&call, values);
-    }
 }
 
 #[async_trait]
@@ -90,16 +79,9 @@ impl ClientTransport for MemoryClient {
 }
 
 impl MemoryClient {
-    pub(super) fn new(hub: Arc<Hub>) -> Arc<Self> {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
         let pending = Pending::new();
-        Arc::new_cyclic(|client: &Weak<Self>| {
-            pending.set_control(client.clone());
-            Self {
-                hub,
-                pending,
-                calls: Calls::new(),
-            }
-        })
+        Self { hub, pending }
     }
 
     /// A request about to be delivered, to whom, and where its replies will appear.
@@ -112,8 +94,7 @@ impl MemoryClient {
         let Some((service, repeatable)) = self.hub.find_message(&envelope.pattern) else {
             return Err(absent(&envelope.pattern));
         };
-        let (id, replies) = self.pending.register(expect);
-        let call = (Arc::clone(&self.pending), self.calls.open(id));
+        let (call, replies) = self.pending.register_local(expect);
         let first = Attempt {
             envelope,
             call: Some(call),
@@ -125,7 +106,6 @@ impl MemoryClient {
 
     /// Ends every call, at both ends.
     fn end(&self) {
-        self.calls.cancel_all();
         self.pending
             .fail_all(&Error::new(ErrorKind::Closed, "the client was closed").into());
     }
@@ -189,7 +169,6 @@ mod tests {
         let sent: Vec<_> = (0..QUEUE).map(|_| attempt().unwrap().unwrap()).collect();
         assert_eq!(attempt().unwrap_err(), envelope);
         assert_eq!(client.pending.len(), QUEUE);
-        assert_eq!(client.calls.len(), QUEUE);
 
         let mut waiting = client.request(envelope.clone(), Expect::Single);
         assert!(waiting.as_mut().now_or_never().is_none());
