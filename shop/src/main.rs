@@ -2,12 +2,15 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use gateway::Urls;
-use nestling::{service::terminated, transport::Memory};
+use nestling::{
+    service::{Drain, Signals},
+    transport::Memory,
+};
 use shop::{Layout, Shop, Staff, import, seed};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "The shop as a whole")]
@@ -26,6 +29,8 @@ enum Command {
         /// Where the databases are; in memory when absent.
         #[arg(long, env = "DATA")]
         data: Option<PathBuf>,
+        #[command(flatten)]
+        drain: Drain,
     },
     /// Add the demo catalogue to a running shop; repeating it changes nothing.
     Seed {
@@ -66,7 +71,7 @@ enum Source {
 async fn main() -> anyhow::Result<()> {
     nestling::service::init_logging();
     match Args::parse().command {
-        Command::Dev { bind, data } => dev(bind, data).await,
+        Command::Dev { bind, data, drain } => dev(bind, data, drain).await,
         Command::Seed {
             profile: Profile::Demo,
             peers,
@@ -87,7 +92,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
+async fn dev(bind: SocketAddr, data: Option<PathBuf>, drain: Drain) -> anyhow::Result<()> {
     let memory = Memory::new();
     let shop = Shop::start(&Layout {
         data,
@@ -103,9 +108,25 @@ async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
     println!(
         "card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline"
     );
-    gateway::serve(listener, gateway::app(shop.clients.clone()), terminated()).await?;
-    shop.shutdown().await;
-    Ok(())
+    let mut signals = Signals::listen().context("wait for signals")?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    // It is told to stop by a word, or by its sender going away.
+    let stopped = async { drop(stopped.await) };
+    let app = gateway::app(shop.clients.clone());
+    let serving = async {
+        gateway::serve(listener, app, stopped, drain.limit()).await?;
+        shop.shutdown().await;
+        Ok(())
+    };
+    let cut_off = async {
+        signals.next().await;
+        drop(stop);
+        signals.next().await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = cut_off => bail!("ended by a second signal before everything was done"),
+    }
 }
 
 fn print_logins() {
