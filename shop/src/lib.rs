@@ -7,6 +7,7 @@ mod staff;
 
 pub mod import;
 pub mod seed;
+pub mod verify;
 
 use std::{any::Any, fmt};
 

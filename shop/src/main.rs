@@ -1,6 +1,10 @@
 //! The `shop` command: the whole shop in one process, its demo data, and real data.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
@@ -11,6 +15,9 @@ use nestling::{
 };
 use shop::{Layout, Shop, Staff, import, seed};
 use tokio::{net::TcpListener, sync::oneshot};
+
+/// What follows from an order is there after this time, or counts as missing.
+const PENDING: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Parser)]
 #[command(version, about = "The shop as a whole")]
@@ -44,6 +51,12 @@ enum Command {
     Import {
         #[command(subcommand)]
         source: Source,
+    },
+    /// Check that stock, payments and orders agree, in the databases of a shop that runs or has run.
+    Verify {
+        /// Where the databases are.
+        #[arg(long, env = "DATA", default_value = "data")]
+        data: PathBuf,
     },
 }
 
@@ -89,6 +102,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Import {
             source: Source::OnlineRetail { file, state, peers },
         } => online_retail(&file, &state, &peers).await,
+        Command::Verify { data } => verify(&data).await,
     }
 }
 
@@ -139,11 +153,21 @@ fn print_logins() {
     }
 }
 
-async fn online_retail(
-    file: &std::path::Path,
-    state: &std::path::Path,
-    peers: &Urls,
-) -> anyhow::Result<()> {
+async fn verify(data: &Path) -> anyhow::Result<()> {
+    let findings = shop::verify::verify(data, PENDING).await?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let broken = findings
+        .iter()
+        .filter(|finding| !finding.breaches.is_empty());
+    match broken.count() {
+        0 => Ok(()),
+        broken => bail!("{broken} of {} laws are broken", findings.len()),
+    }
+}
+
+async fn online_retail(file: &Path, state: &Path, peers: &Urls) -> anyhow::Result<()> {
     eprintln!("reading {}", file.display());
     let retail = import::read(file)?;
     let (products, orders) = retail.size();
