@@ -45,7 +45,10 @@ const BREACHES: [(&str, &str); 15] = [
         "payment",
         "PRAGMA ignore_check_constraints = 1; UPDATE payments SET refunded = captured + 1",
     ),
-    ("payment", "UPDATE payments SET captured = captured - 1"),
+    (
+        "payment",
+        "UPDATE payments SET captured = captured - 1 WHERE refunded = 0",
+    ),
     (
         "payment",
         "INSERT INTO sim_log (at, payment_id, operation, state)

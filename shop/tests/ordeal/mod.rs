@@ -2,11 +2,16 @@
 
 #![allow(dead_code, reason = "shared by tests, each of which uses a part")]
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use contracts::{
-    UserId,
-    order::{ListOrders, OrderStatus, OrderView, PaymentStatus, PlaceOrder},
+    MethodId, ProductId, UserId,
+    order::{ListOrders, OrderStatus, OrderView, PaymentStatus},
     payment::PaymentState,
 };
 use futures_util::{StreamExt as _, stream};
@@ -34,10 +39,12 @@ pub(crate) enum Blow {
     Restart(Kind),
 }
 
-/// A buyer at the checkout.
+/// A buyer with a card.
 struct Visit {
     buyer: Buyer,
-    form: PlaceOrder,
+    card: MethodId,
+    product_id: ProductId,
+    qty: u32,
     /// Whether the buyer cancels right after ordering.
     regrets: bool,
 }
@@ -48,11 +55,33 @@ const RARE_LAMPS: u32 = 3;
 const PREPARING: usize = 32;
 const BUYING: usize = 8;
 
-/// So many orders, blows as soon as so many of them are placed, and what must be true afterwards.
-pub(crate) async fn endure(number: u32, blows: &[(u32, Blow)]) {
-    let Some(mut fleet) = Fleet::start().await else {
-        return;
-    };
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    outcomes: BTreeMap<String, u32>,
+    /// From the first order to the last.
+    placing: Duration,
+    /// Until the last had come to its end and everything was checked.
+    in_all: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (status, orders) in &self.outcomes {
+            write!(f, "{orders} {status}, ")?;
+        }
+        let (placing, in_all) = (self.placing.as_secs(), self.in_all.as_secs());
+        write!(
+            f,
+            "placed in {placing} s, over and checked after {in_all} s"
+        )
+    }
+}
+
+/// So many orders, blows as soon as so many of them are placed, and what must be true afterwards. None
+/// where there cannot be brokers.
+pub(crate) async fn endure(number: u32, blows: &[(u32, Blow)]) -> Option<Summary> {
+    let mut fleet = Fleet::start().await?;
     let clients = fleet.clients.clone();
     let staff = Staff::connect(fleet.url("product")).await.unwrap();
     // More than all of them want.
@@ -63,22 +92,26 @@ pub(crate) async fn endure(number: u32, blows: &[(u32, Blow)]) {
         let buyer = Buyer::new(&clients, UserId::new());
         let card = buyer.add_card(GOOD_CARD).await;
         let product_id = if number % 8 == 3 { rare_lamp } else { lamp };
-        let form = buyer.fill_in(product_id, 1 + number % 2, card).await;
-        let regrets = number % 8 == 6;
         Visit {
             buyer,
-            form,
-            regrets,
+            card,
+            product_id,
+            qty: 1 + number % 2,
+            regrets: number % 8 == 6,
         }
     });
     let visits: Vec<_> = preparing.buffered(PREPARING).collect().await;
 
+    let began = Instant::now();
     let (placed, mut watched) = watch::channel(0_u32);
     let buying = stream::iter(&visits).map(async |visit| {
-        let order = visit.buyer.place(&visit.form, "only").await;
+        let Visit { buyer, card, .. } = visit;
+        // Priced when it is wanted: a price does not hold for ever.
+        let form = buyer.fill_in(visit.product_id, visit.qty, *card).await;
+        let order = buyer.place(&form, "only").await;
         placed.send_modify(|count| *count += 1);
         if visit.regrets {
-            visit.buyer.cancel(order.id).await;
+            buyer.cancel(order.id).await;
         }
         order.id
     });
@@ -95,13 +128,17 @@ pub(crate) async fn endure(number: u32, blows: &[(u32, Blow)]) {
         }
     };
     let (order_ids, ()) = tokio::join!(buying, striking);
+    let placing = began.elapsed();
 
     let over = visits.iter().zip(order_ids);
     let over = over.map(|(visit, order_id)| visit.buyer.until(order_id, is_over));
     let orders: Vec<_> = stream::iter(over).buffered(PREPARING).collect().await;
     let mut sold = BTreeMap::from([(lamp, 0), (rare_lamp, 0)]);
+    let mut outcomes = BTreeMap::new();
     for (visit, order) in visits.iter().zip(&orders) {
         assert_consistent(&clients, visit, order).await;
+        let status = format!("{:?}", order.status).to_lowercase();
+        *outcomes.entry(status).or_default() += 1;
         if order.status == OrderStatus::Confirmed {
             *sold.entry(order.lines[0].product_id).or_default() += order.lines[0].qty;
         }
@@ -117,6 +154,11 @@ pub(crate) async fn endure(number: u32, blows: &[(u32, Blow)]) {
     }
     assert_the_books_agree(fleet.data()).await;
     fleet.assert_all_run();
+    Some(Summary {
+        outcomes,
+        placing,
+        in_all: began.elapsed(),
+    })
 }
 
 /// One order, and its payments where they belong.
