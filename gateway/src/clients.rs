@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use nestling::{Client, transport};
+use nestling::{Breaker, Client, Policy, Retry, transport};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -10,6 +10,10 @@ use uuid::Uuid;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(5);
+/// How often an idempotent call is made at most, and the limits of the pauses between.
+const TRIES: u32 = 5;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// One client for each service.
 #[derive(Clone, Debug)]
@@ -72,6 +76,20 @@ impl std::error::Error for ConnectError {
     }
 }
 
+/// What the gateway's clients do when calls fail.
+///
+/// Retries are made here and nowhere behind it. The gateway alone knows how long somebody waits for
+/// the answer, and what reaches it as `Unavailable` may come from two services on; if the order
+/// service retried its calls to the product service as well, five tries of five would fall upon a
+/// service in trouble. Only idempotent calls are repeated, and no try has a limit of its own: what
+/// waits in a broker for a service that is being restarted is answered when it is back.
+pub fn policy() -> Policy {
+    let retry = Retry::new()
+        .tries(TRIES)
+        .backoff(FIRST_RETRY, LONGEST_RETRY);
+    Policy::new().retry(retry).breaker(Breaker::new())
+}
+
 impl Clients {
     /// Connects to all, again and again for as long as `patience`, since they may be starting too.
     ///
@@ -109,7 +127,10 @@ async fn connect(
     loop {
         // Two services may share a broker, on which a client's name must be its own.
         let identity = format!("{instance}-{service}");
-        let build = Client::builder(url).identity("gateway", identity).build();
+        let build = Client::builder(url)
+            .identity("gateway", identity)
+            .policy(policy())
+            .build();
         let source = match tokio::time::timeout(TRY, build).await {
             Ok(Ok(client)) => return Ok(client),
             Ok(Err(error)) => Some(error),

@@ -2,6 +2,7 @@
 
 mod events;
 mod run;
+mod signals;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::run::Loop;
+pub use self::signals::Signals;
 use crate::{
     contract::Guarantee,
     endpoint::{Endpoint, Endpoints},
@@ -74,6 +76,8 @@ pub enum StartError {
     },
     /// The signal that should end the server cannot be waited for.
     Signal(std::io::Error),
+    /// A second signal ended the server before it had drained.
+    CutOff,
 }
 
 impl fmt::Display for StartError {
@@ -93,6 +97,7 @@ impl fmt::Display for StartError {
                 transports.join(", ")
             ),
             Self::Signal(_) => f.write_str("wait for a termination signal"),
+            Self::CutOff => f.write_str("ended by a second signal before everything was done"),
         }
     }
 }
@@ -102,7 +107,7 @@ impl std::error::Error for StartError {
         match self {
             Self::Transport { source, .. } => Some(source),
             Self::Signal(source) => Some(source),
-            Self::NoEndpoint | Self::Unfit { .. } => None,
+            Self::NoEndpoint | Self::Unfit { .. } | Self::CutOff => None,
         }
     }
 }
@@ -194,16 +199,22 @@ impl Server {
         self
     }
 
-    /// Runs until SIGINT or SIGTERM, then drains.
+    /// Runs until SIGINT or SIGTERM, then drains; a second signal ends it at once, as a crash would.
     ///
     /// # Errors
-    /// [`StartError`] when it cannot start.
+    /// [`StartError`] when it cannot start, or was not let finish.
     pub async fn run(self) -> Result<(), StartError> {
-        let running = self.start().await?;
-        let signal = terminated().await;
+        let mut signals = Signals::listen().map_err(StartError::Signal)?;
+        let running = tokio::select! {
+            started = self.start() => started?,
+            () = signals.next() => return Ok(()),
+        };
+        signals.next().await;
         tracing::info!("draining");
-        running.shutdown().await;
-        signal.map_err(StartError::Signal)
+        tokio::select! {
+            () = running.shutdown() => Ok(()),
+            () = signals.next() => Err(StartError::CutOff),
+        }
     }
 
     /// Starts; returns when every transport receives.
@@ -504,19 +515,4 @@ impl Running {
             log_panic(ended);
         }
     }
-}
-
-/// Waits for SIGINT or SIGTERM.
-pub(crate) async fn terminated() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            interrupt = tokio::signal::ctrl_c() => interrupt,
-            _ = terminate.recv() => Ok(()),
-        }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
 }

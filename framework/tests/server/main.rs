@@ -12,6 +12,8 @@ mod layers;
 mod limits;
 mod seam;
 mod shutdown;
+#[cfg(all(unix, feature = "service"))]
+mod signals;
 mod start;
 
 use std::{

@@ -25,10 +25,11 @@ async fn main() -> anyhow::Result<()> {
         payment,
     } = Arguments::parse();
     service.init_logging();
+    let client = |url: &str| service.client("order", url).policy(order::policy());
     let app = order::start(Deps {
         pool: sqlite::open(service.file("order.db")?).await?,
-        product: service.client("order", &product).build().await?,
-        payment: service.client("order", &payment).build().await?,
+        product: client(&product).build().await?,
+        payment: client(&payment).build().await?,
         bus: service.bus("order").await?,
         config: order::Config {
             instance: service.instance.clone(),
