@@ -82,7 +82,7 @@ pub use self::{
         Answer, BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply,
         MessageHandler, Reply, Streaming,
     },
-    introspect::{Check, Health, Info, Introspection},
+    introspect::{Check, Gauge, Health, Info, Introspection},
     layer::{Intercept, Next, guard, intercept},
     router::{Controller, Route, Router},
     server::{Running, Server, StartError},

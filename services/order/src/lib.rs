@@ -92,7 +92,7 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         clock,
     } = deps;
     let store = Store::open(pool, config.instance.clone()).await?;
-    let relay = store.outbox().relay(bus);
+    let (relay, gauges) = (store.outbox().relay(bus), store.outbox().gauges());
     let (wake, woken) = Wake::channel();
     let carts = Carts {
         store: store.clone(),
@@ -119,11 +119,12 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         config,
         clock,
     });
-    let introspection =
-        Introspection::new("order", env!("CARGO_PKG_VERSION")).check("database", move || {
+    let introspection = Introspection::new("order", env!("CARGO_PKG_VERSION"))
+        .check("database", move || {
             let store = probe.clone();
             async move { store.check().await.map_err(Error::into) }
-        });
+        })
+        .gauges(gauges);
     let router = Router::new()
         .controller(OrderController {
             carts,
