@@ -1,5 +1,7 @@
 //! [`Router`]: which handler answers which pattern.
 
+mod limit;
+
 use std::{
     any::Any,
     collections::{HashMap, hash_map::Entry},
@@ -13,6 +15,7 @@ use std::{
 use bytestring::ByteString;
 use tower::{Layer, Service};
 
+pub(crate) use self::limit::{Limit, Place};
 use crate::{
     context::Context,
     contract::{Event, Guarantee, Message, Shape},
@@ -115,6 +118,7 @@ pub(crate) struct MessageRoute {
     pub(crate) route: Route,
     pub(crate) idempotent: bool,
     pub(crate) many: Option<bool>,
+    pub(crate) limit: Limit,
     caller: &'static Location<'static>,
 }
 
@@ -129,6 +133,7 @@ impl MessageRoute {
 pub(crate) struct EventRoute {
     pub(crate) route: Route,
     pub(crate) needs: Guarantee,
+    pub(crate) limit: Limit,
     pub(crate) caller: &'static Location<'static>,
 }
 
@@ -274,6 +279,48 @@ impl Router {
         self
     }
 
+    /// How many messages or events of each handler added so far may be in work at once in this
+    /// process, at least 1; a handler that has a limit keeps it.
+    ///
+    /// What finds no place waits for one in the order of arrival, before any layer sees it, and holds
+    /// up no other handler: it has no part of the server's own
+    /// [`max_in_flight`](crate::Server::max_in_flight) meanwhile.
+    ///
+    /// * A **message** waits until its caller's deadline, or as long as a handler may take where there
+    ///   is none. Then, or at once if sixteen wait for each place already (1024 in all), it is answered
+    ///   `ResourceExhausted` without having run.
+    /// * An **event** waits for as long as it takes. Those with one key stay in order. A source that
+    ///   has handed out as many events as may be in work at once, and at least 1024, is not asked for
+    ///   more.
+    ///
+    /// A stream has its place until it ends, an event during each try.
+    ///
+    /// ```
+    /// use nestling::{Payload, Router, RpcError};
+    ///
+    /// async fn resize(Payload(image): Payload<Vec<u8>>) -> Result<Vec<u8>, RpcError> {
+    ///     Ok(image)
+    /// }
+    ///
+    /// let heavy = Router::new().message_at("image.resize", resize).max_in_flight(2);
+    /// let router = Router::new().merge(heavy);
+    /// ```
+    #[must_use]
+    pub fn max_in_flight(mut self, most: usize) -> Self {
+        let messages = self.messages.values_mut().map(|message| &mut message.limit);
+        let events = self
+            .events
+            .values_mut()
+            .flatten()
+            .map(|event| &mut event.limit);
+        for limit in messages.chain(events) {
+            if !limit.is_some() {
+                *limit = Limit::new(most);
+            }
+        }
+        self
+    }
+
     #[track_caller]
     fn add_message(
         mut self,
@@ -289,6 +336,7 @@ impl Router {
                 route,
                 idempotent,
                 many,
+                limit: Limit::default(),
                 caller,
             },
         );
@@ -316,6 +364,7 @@ impl Router {
         self.events.entry(pattern).or_default().push(EventRoute {
             route,
             needs,
+            limit: Limit::default(),
             caller,
         });
         self

@@ -12,19 +12,21 @@ use std::{
 use bytestring::ByteString;
 use futures_util::future::join_all;
 use tokio::{
-    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit},
     time::{sleep, timeout},
 };
 
 use super::{
     Origin,
-    run::{Loop, Started, Work, report},
+    permits::Turnstile,
+    run::{Loop, Started},
+    work::{Work, report},
 };
 use crate::{
     context::Context,
     envelope::header,
     error::RpcError,
-    router::Route,
+    router::{EventRoute, Place},
     transport::{Delivery, Only, Outcome, Rejection, Responder},
 };
 
@@ -84,7 +86,7 @@ impl Lanes {
             .enumerate()
             .filter(|(place, _)| only.means(*place));
         let mut handlers: Vec<_> = meant
-            .map(|(place, event)| Handling::new(place, event.route.clone(), &cx))
+            .map(|(place, event)| Handling::new(place, event.clone(), &cx))
             .collect();
         if cx.attempt() > shared.attempts(origin) {
             return Started::Settle(Outcome::Reject(worn_out(&cx, &handlers)));
@@ -95,14 +97,23 @@ impl Lanes {
         if matches!(turn, Turn::Waiting(_)) {
             return Self::queued(turn, origin, handlers);
         }
-        let mut work = Work::new(&only.route, cx);
+        let Some(place) = only.event.limit.try_take() else {
+            return Self::queued(turn, origin, handlers);
+        };
+        let mut work = Work::new(&only.event.route, cx);
         match work.poll(task) {
             Poll::Ready(Ok(_)) => {
                 log_handled(work.context());
                 return Started::Settle(Outcome::Ack);
             }
             Poll::Ready(Err(error)) => only.first = Some(First::Failed(error)),
-            Poll::Pending => only.first = Some(First::Waits(work)),
+            Poll::Pending => {
+                let held = Held {
+                    _place: place,
+                    permit: None,
+                };
+                only.first = Some(First::Runs(work, held));
+            }
         }
         Self::queued(turn, origin, handlers)
     }
@@ -127,20 +138,47 @@ pub(super) struct Event {
 struct Handling {
     /// Among the service's handlers of this event.
     place: usize,
-    route: Route,
+    event: EventRoute,
     cx: Context,
     first: Option<First>,
 }
 
 /// What is known of the first attempt, which was made in place.
 enum First {
-    Waits(Work),
+    Runs(Work, Held),
     Failed(RpcError),
 }
 
+/// What a try of an event holds.
+struct Held {
+    _place: Place,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 impl Event {
+    /// Gives the permit to the handler that runs, or back if none does.
+    pub(super) fn hand_over(
+        &mut self,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<OwnedSemaphorePermit> {
+        match &mut self.handlers[..] {
+            [
+                Handling {
+                    first: Some(First::Runs(_, held)),
+                    ..
+                },
+            ] => held.permit.replace(permit),
+            _ => Some(permit),
+        }
+    }
+
     /// Runs every handler to its end; `None` when the event has to be given back.
-    pub(super) async fn finish(self, shared: &Loop, delivery: &mut Delivery) -> Option<Outcome> {
+    pub(super) async fn finish(
+        self,
+        shared: &Loop,
+        turnstile: &Turnstile,
+        delivery: &mut Delivery,
+    ) -> Option<Outcome> {
         let Self {
             turn,
             origin,
@@ -156,7 +194,7 @@ impl Event {
             };
             let ends = handlers
                 .into_iter()
-                .map(|handling| handling.run(shared, attempts, &responder));
+                .map(|handling| handling.run(shared, turnstile, attempts, &responder));
             let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
             match Failure::join(failures) {
@@ -210,10 +248,10 @@ fn worn_out(cx: &Context, handlers: &[Handling]) -> Rejection {
 }
 
 impl Handling {
-    fn new(place: usize, route: Route, cx: &Context) -> Self {
+    fn new(place: usize, event: EventRoute, cx: &Context) -> Self {
         Self {
             place,
-            route,
+            event,
             cx: cx.clone(),
             first: None,
         }
@@ -223,12 +261,13 @@ impl Handling {
     async fn run(
         mut self,
         shared: &Loop,
+        turnstile: &Turnstile,
         attempts: u32,
         responder: &Mutex<&mut dyn Responder>,
     ) -> Option<Failure> {
         let mut delay = shared.limits.first_delay;
         loop {
-            let error = match self.attempt(shared.limits.handler_timeout).await {
+            let error = match self.attempt(turnstile, shared.limits.handler_timeout).await {
                 Ok(()) => {
                     log_handled(&self.cx);
                     return None;
@@ -256,13 +295,24 @@ impl Handling {
         }
     }
 
-    async fn attempt(&mut self, limit: Duration) -> Result<(), RpcError> {
-        let mut work = match self.first.take() {
+    async fn attempt(&mut self, turnstile: &Turnstile, limit: Duration) -> Result<(), RpcError> {
+        let (mut work, held) = match self.first.take() {
             Some(First::Failed(error)) => return Err(error),
-            Some(First::Waits(work)) => work,
-            None => Work::new(&self.route, self.cx.clone()),
+            Some(First::Runs(work, held)) => (work, held),
+            None => {
+                // The place is first: a permit is not held by what cannot run.
+                let held = Held {
+                    _place: self.event.limit.take().await,
+                    permit: turnstile.permit().await,
+                };
+                (Work::new(&self.event.route, self.cx.clone()), held)
+            }
         };
-        match timeout(limit, poll_fn(|task| work.poll(task))).await {
+        let result = timeout(limit, poll_fn(|task| work.poll(task))).await;
+        // What the handler holds goes before others take its place.
+        drop(work);
+        drop(held);
+        match result {
             Ok(result) => result.map(drop),
             Err(_) => Err(RpcError::deadline_exceeded(format!(
                 "the handler took over {limit:?}"

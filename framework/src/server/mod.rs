@@ -1,8 +1,11 @@
 //! [`Server`]: receives what a [`Router`] handles, on any number of transports at once.
 
 mod events;
+mod message;
+mod permits;
 mod run;
 mod signals;
+mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -166,10 +169,12 @@ impl Server {
         self
     }
 
-    /// How many messages and events may be in work at once, over all transports (4096).
+    /// How many messages and events may be in work at once, over all transports (4096); an event counts
+    /// for each of its handlers that runs, and not while it waits for its next try or for its turn.
+    /// [`Router::max_in_flight`] limits single handlers.
     #[must_use]
     pub fn max_in_flight(mut self, limit: usize) -> Self {
-        self.limits.max_in_flight = limit.max(1);
+        self.limits.max_in_flight = limit.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 

@@ -105,7 +105,8 @@ impl Memory {
         Arc::ptr_eq(&self.hub, &other.hub)
     }
 
-    pub(crate) fn client(&self) -> Arc<dyn ClientTransport> {
+    /// The sending side alone, for a transport that wraps it: one that loses messages, in a test.
+    pub fn client(&self) -> Arc<dyn ClientTransport> {
         let pending = Pending::new();
         Arc::new_cyclic(|client: &Weak<MemoryClient>| {
             pending.set_control(client.clone());

@@ -8,6 +8,7 @@
 
 mod calls;
 mod events;
+mod in_flight;
 mod layers;
 mod limits;
 mod seam;
