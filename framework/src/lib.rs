@@ -75,7 +75,7 @@ pub use self::{
     context::Context,
     contract::{Event, Guarantee, Many, Message, Shape, Single},
     endpoint::{Endpoint, Endpoints},
-    envelope::{Envelope, Headers, header},
+    envelope::{Envelope, Headers, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PATTERN, header},
     error::{Code, RpcError},
     extract::{FromContext, Payload},
     handler::{

@@ -36,7 +36,7 @@ use crate::{
     contract::Guarantee,
     error::RpcError,
     router::{MessageRoute, Router, no_handler},
-    transport::{Delivery, Kind, Outcome, Source},
+    transport::{Delivery, Kind, Outcome, Rejection, Source},
 };
 
 /// How many deliveries one round takes at most, and how many values a stream gives without a pause.
@@ -286,6 +286,9 @@ impl Driver {
     /// to a pattern that only has event handlers runs them, and an event without a handler of its own
     /// runs the message's.
     fn start(&mut self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
+        if let Err(what) = delivery.envelope.check_received() {
+            return Started::Settle(refused(delivery, what));
+        }
         let router = &self.shared.router;
         let (route, kind) = (delivery.route(), delivery.kind);
         match (router.find_message(route), router.find_events(route)) {
@@ -345,6 +348,20 @@ pub(super) enum Started {
     Message(Running),
     Waiting(Waiting),
     Event(Event),
+}
+
+/// What becomes of a delivery that is too much to look at.
+fn refused(delivery: &mut Delivery, what: &str) -> Outcome {
+    tracing::warn!(kind = ?delivery.kind, "refused: {what}");
+    match delivery.kind {
+        Kind::Message => Outcome::Fail(RpcError::resource_exhausted(what)),
+        Kind::Event => Outcome::Reject(Rejection {
+            reason: what.to_owned(),
+            attempts: delivery.attempt,
+            handlers: Vec::new(),
+            envelope: std::mem::take(&mut delivery.envelope),
+        }),
+    }
 }
 
 /// A delivery whose work was torn down is dropped, which gives it back.

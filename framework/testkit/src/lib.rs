@@ -20,6 +20,8 @@ mod cache;
 pub mod nestjs;
 mod process;
 #[cfg(feature = "suite")]
+mod proxy;
+#[cfg(feature = "suite")]
 pub mod suite;
 
 pub use brokers::{
@@ -27,3 +29,5 @@ pub use brokers::{
     unique,
 };
 pub use process::Process;
+#[cfg(feature = "suite")]
+pub use proxy::{Proxy, Way};

@@ -160,6 +160,7 @@ impl Settings {
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", name)
             .set("socket.nagle.disable", "true")
+            .set("socket.keepalive.enable", "true")
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.timeout.ms", "10000")
             .set("reconnect.backoff.ms", "50")

@@ -27,7 +27,7 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout_at};
 
 use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
-use crate::contract::Guarantee;
+use crate::{contract::Guarantee, envelope::MAX_HEADER_BYTES};
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
@@ -41,8 +41,12 @@ const NAME: &str = "nats";
 const PORT: u16 = 4222;
 /// How long opening may take, and any other wait that has no deadline of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a message may have in headers: NATS counts them into its largest payload.
-const HEADER_ROOM: usize = 16 * 1024;
+/// What a message may have in headers, and what it takes to write them: NATS counts them into its
+/// largest payload.
+const HEADER_ROOM: usize = MAX_HEADER_BYTES + 8 * 1024;
+/// How often a silent broker is asked whether it is there. The library gives the connection up when
+/// it would ask for a third time without an answer, so after three times as long.
+const PING: Duration = Duration::from_secs(3);
 /// The longest pause between two attempts to connect again.
 const LONGEST_PAUSE_MS: u64 = 2_000;
 /// What is wrong with a pattern that the client library refuses.
@@ -154,6 +158,7 @@ fn options(address: &Address, name: String) -> ConnectOptions {
     let options = ConnectOptions::new()
         .name(name)
         .connection_timeout(PATIENCE)
+        .ping_interval(PING)
         .reconnect_delay_callback(pause)
         .event_callback(move |event| {
             report(&shown, &event, &complained);

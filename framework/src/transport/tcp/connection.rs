@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::{io::AsyncWrite, net::TcpStream, time::Instant};
 
 use super::{
-    alive::{Alive, Now, Sign},
+    alive::{self, Alive, Now, Remedy, Sign},
     answer::{Arrived, Caller, Deliveries},
     closing::{Closing, Draining, Parting},
     frame::{self, Frame, Violation},
@@ -73,8 +73,8 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "cannot switch Nagle's algorithm off");
+        if let Err(error) = alive::set_up(&socket) {
+            tracing::debug!(%peer, %error, "cannot set the socket up");
         }
         Self {
             socket: Some(socket),
@@ -360,12 +360,15 @@ impl Connection {
             busy: !self.calls.is_empty(),
             // A NestJS application says nothing until it has something to say.
             open: self.wire != Wire::Unknown || self.shared.routes.is_some(),
-            pings: self.wire == Wire::Native,
+            remedy: match self.wire {
+                Wire::Native => Remedy::Ask,
+                Wire::Nest | Wire::Unknown => Remedy::None,
+            },
             partial: self.input.partial(),
             unwritten: self.writing.len(),
         };
         match self.alive.judge(now, &state) {
-            Sign::Quiet => {}
+            Sign::Quiet | Sign::Leave => {}
             Sign::Ping => self.outbox.push(Outgoing::ping),
             Sign::Dead(reason) => return self.give_up(&reason),
         }
@@ -380,7 +383,9 @@ impl Connection {
         {
             self.hang_up();
         }
-        let is_drained = |draining: &Draining| draining.silent || self.wire == Wire::Unknown;
+        // A NestJS application cannot be told to go, so nothing is gained by waiting for it to be
+        // silent: with none of its calls in work it is as well off now as a second later.
+        let is_drained = |draining: &Draining| draining.silent || self.wire != Wire::Native;
         let is_over = self.parting.is_some() || self.draining.as_ref().is_some_and(is_drained);
         // While calls are in work their cancel and credit frames are read, and replies written.
         let is_idle = self.socket.is_none() || (is_over && self.calls.is_empty());

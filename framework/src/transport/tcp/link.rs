@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    alive::{Alive, Now, Sign},
+    alive::{self, Alive, Now, Remedy, Sign},
     frame::{self, Frame, Violation},
     input::Input,
     outbox::{Outbox, Outgoing, Refused},
@@ -152,7 +152,7 @@ pub(super) async fn open(
         Error::new(ErrorKind::Connect, format!("connect to tcp://{host}")).with_source(error)
     };
     let mut socket = TcpStream::connect(host).await.map_err(failed)?;
-    socket.set_nodelay(true).map_err(failed)?;
+    alive::set_up(&socket).map_err(failed)?;
     // NestJS neither greets nor says what it accepts.
     let (ids, most) = match wire {
         Wire::Native => (None, greet(&mut socket, host, max_frame).await?),
@@ -277,13 +277,17 @@ impl Driver {
             let state = Now {
                 busy: !self.link.pending.is_empty(),
                 open: true,
-                pings: self.link.ids.is_none(),
+                remedy: match self.link.ids {
+                    None => Remedy::Ask,
+                    Some(_) => Remedy::Leave,
+                },
                 partial: self.input.partial(),
                 unwritten: self.writing.len(),
             };
             match self.alive.judge(now, &state) {
                 Sign::Quiet => {}
                 Sign::Ping => self.link.outbox.push(Outgoing::ping),
+                Sign::Leave => self.leave(),
                 Sign::Dead(reason) => return Poll::Ready(End::Dead(reason)),
             }
             self.input.shrink();
@@ -296,6 +300,18 @@ impl Driver {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// The calls that wait go on waiting here; later ones connect anew.
+    fn leave(&self) {
+        if self.link.is_open() {
+            let host = &self.link.host;
+            tracing::warn!(
+                host,
+                "nothing is answered on a TCP connection: later calls use another"
+            );
+            self.link.outbox.drain(|_| {});
+        }
     }
 
     /// Reads what is there and hands it to the callers.

@@ -80,6 +80,7 @@ impl ServerTransport for TcpServer {
         Ok(Box::pin(Accepting {
             listening,
             pause: None,
+            failing: false,
             shared: Arc::new(shared),
         }))
     }
@@ -106,6 +107,8 @@ impl ServerTransport for TcpServer {
 struct Accepting {
     listening: Arc<Mutex<Listening>>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// The last attempt failed, which has been said.
+    failing: bool,
     shared: Arc<Shared>,
 }
 
@@ -121,11 +124,14 @@ impl Stream for Accepting {
             match ready!(self.poll_accept(cx)) {
                 None => return Poll::Ready(None),
                 Some(Ok((socket, peer))) => {
+                    self.failing = false;
                     let connection = Connection::new(socket, peer, Arc::clone(&self.shared));
                     return Poll::Ready(Some(Box::new(connection)));
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "cannot accept a TCP connection");
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(%error, "cannot accept a TCP connection, trying again");
+                    }
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
             }

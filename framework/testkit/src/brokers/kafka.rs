@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, free_port, names};
+use super::{Broker, Kind, Link, Prepared, Unavailable, connect, find_program, free_port, names};
 use crate::cache;
 
 /// The name of the jars' folder, with the version that the project file asks for.
@@ -102,6 +102,15 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
     };
     let port = broker.port;
     let controller = free_port()?;
+    // Who comes through a proxy is sent there again, and everybody else is not.
+    let (link, link_advertised, link_protocol) = match broker.link {
+        Some(Link { proxy, port }) => (
+            format!(",LINK://127.0.0.1:{port}"),
+            format!(",LINK://127.0.0.1:{proxy}"),
+            ",LINK:PLAINTEXT",
+        ),
+        None => (String::new(), String::new(), ""),
+    };
     let data = folder.join("data");
     // Properties files read a backslash as an escape.
     let data = data.display().to_string().replace('\\', "\\\\");
@@ -112,9 +121,10 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
              node.id=1\n\
              controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n\
              controller.listener.names=CONTROLLER\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{link}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{link_advertised}\n\
+             inter.broker.listener.name=PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{link_protocol}\n\
              log.dirs={data}\n\
              # One node: nothing is replicated.\n\
              default.replication.factor=1\n\

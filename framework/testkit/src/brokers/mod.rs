@@ -165,6 +165,9 @@ pub struct Options {
     /// Whether nothing that passes through is written to disk, where the broker leaves the choice (Redis): for what
     /// must not be kept, such as card numbers on their way.
     pub volatile: bool,
+    /// The port of a proxy on 127.0.0.1 that leads to the broker's [`link_port`](Broker::link_port). A broker that tells
+    /// its clients where it is (Kafka) sends those who came that way back the same way.
+    pub link: Option<u16>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -175,7 +178,16 @@ pub struct Broker {
     data_dir: PathBuf,
     throw_away: bool,
     volatile: bool,
+    link: Option<Link>,
     process: Option<Process>,
+}
+
+/// A way to a broker that leads through a proxy.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    proxy: u16,
+    /// Where the broker listens for what comes from there.
+    port: u16,
 }
 
 impl Broker {
@@ -203,6 +215,7 @@ impl Broker {
             data_dir,
             throw_away,
             volatile: options.volatile,
+            link: None,
             process: None,
         };
         let mut attempts = match options.port {
@@ -216,6 +229,10 @@ impl Broker {
                     .map_err(|error| kind.unavailable(format_args!("find a free port: {error}")))?,
             };
             attempts -= 1;
+            broker.link = options
+                .link
+                .map(|proxy| broker.link_by(proxy))
+                .transpose()?;
             match broker.launch() {
                 Ok(()) => return Ok(broker),
                 Err(Failure::Port(_)) if attempts > 0 => {}
@@ -240,6 +257,24 @@ impl Broker {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port on 127.0.0.1 that a proxy has to lead to, if the broker was told of one: another than
+    /// [`port`](Self::port) where connections that come that way are answered differently.
+    #[must_use]
+    pub fn link_port(&self) -> u16 {
+        self.link.map_or(self.port, |link| link.port)
+    }
+
+    fn link_by(&self, proxy: u16) -> Result<Link, Unavailable> {
+        let port = match self.kind {
+            Kind::Nats | Kind::Redis => self.port,
+            Kind::Kafka => free_port().map_err(|error| {
+                self.kind
+                    .unavailable(format_args!("find a free port: {error}"))
+            })?,
+        };
+        Ok(Link { proxy, port })
     }
 
     /// The folder of data and log.

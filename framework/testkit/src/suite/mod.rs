@@ -21,6 +21,7 @@ pub mod errors;
 pub mod events;
 mod fixture;
 pub mod limits;
+pub mod links;
 pub mod needs;
 pub mod replicas;
 pub mod streams;
@@ -88,6 +89,8 @@ macro_rules! conformance_cases {
             limits::an_oversize_reply_is_an_error_and_the_next_one_passes;
             limits::an_oversize_value_ends_its_stream;
             limits::no_more_than_the_limit_is_in_work;
+            limits::a_pattern_or_headers_without_measure_are_refused_and_the_next_passes;
+            limits::headers_up_to_the_limit_travel_with_the_largest_payload;
 
             events::an_event_reaches_its_handler;
             events::one_pattern_may_name_a_message_and_an_event;
@@ -118,6 +121,13 @@ macro_rules! conformance_cases {
             crashes::a_request_that_is_not_idempotent_never_runs_twice;
 
             broker::a_killed_broker_comes_back_under_load;
+
+            links::a_caller_survives_a_frozen_link_and_a_cut_one;
+            links::a_caller_notices_a_link_that_is_dead;
+            links::a_service_notices_a_link_that_is_dead;
+            links::another_replica_answers_for_one_behind_a_dead_link if replicas_share;
+            links::a_caller_that_does_not_read_holds_up_nobody_else;
+            links::a_slow_consumer_loses_nothing_and_holds_up_no_other if at_least_once fan_out;
         }
     };
     ($($group:ident :: $case:ident $(if $($need:ident)+)?;)*) => {
