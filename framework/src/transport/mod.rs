@@ -392,6 +392,9 @@ pub enum Order {
     Connection,
     /// What one publisher sends to one subject.
     Subject,
+    /// Events with one key that one replica gets: replicas share them without regard to keys, and what
+    /// is given back comes behind what follows it.
+    KeyInReplica,
     /// Events with one key.
     Key,
 }

@@ -60,7 +60,10 @@ fn capabilities(client: &Client, jetstream: bool) -> Capabilities {
         replicas_share: true,
         fan_out: true,
         durable: jetstream,
-        order: Order::Subject,
+        order: match jetstream {
+            true => Order::KeyInReplica,
+            false => Order::Subject,
+        },
         redelivers: false,
         dead_letters: jetstream,
         cancels: true,

@@ -184,7 +184,7 @@ impl Options {
             replicas_share: true,
             fan_out: true,
             durable: true,
-            order: Order::Key,
+            order: Order::KeyInReplica,
             redelivers: true,
             dead_letters: true,
             cancels: true,

@@ -116,6 +116,15 @@ pub async fn two_services_each_see_every_event_once(stage: Stage) {
 /// Events about one thing are handled one after the other, in the order they were emitted, whichever replica does it and
 /// however long each takes.
 pub async fn events_with_one_key_keep_their_order(stage: Stage) {
+    in_order_of_their_key(stage, 2).await;
+}
+
+/// So they are where one replica gets them all.
+pub async fn events_with_one_key_keep_their_order_in_a_replica(stage: Stage) {
+    in_order_of_their_key(stage, 1).await;
+}
+
+async fn in_order_of_their_key(stage: Stage, replicas: usize) {
     const KEYS: usize = 5;
     const EVENTS: usize = 100;
 
@@ -129,11 +138,12 @@ pub async fn events_with_one_key_keep_their_order(stage: Stage) {
         Ok::<_, RpcError>(())
     };
     let router = Router::new().event_with(pattern, stage.guarantee(), handler);
-    let one = stage
-        .start_server(stage.server("service", router.clone()))
-        .await;
-    let other = stage.start_server(stage.server("service", router)).await;
-    let client = stage.client(&[&one, &other]).await;
+    let mut servers = Vec::new();
+    for _ in 0..replicas {
+        let server = stage.server("service", router.clone());
+        servers.push(stage.start_server(server).await);
+    }
+    let client = stage.client(&servers.iter().collect::<Vec<_>>()).await;
 
     for n in 0..EVENTS {
         client
