@@ -11,6 +11,8 @@
 
 mod address;
 mod calls;
+#[cfg(any(feature = "kafka", feature = "redis"))]
+mod clock;
 mod dead_letters;
 mod error;
 #[cfg(any(test, fuzzing))]

@@ -20,7 +20,7 @@ use super::{
     fixture::Stage,
     witness::{Record, within},
 };
-use crate::{Process, brokers::private_folder, unique};
+use crate::{Process, brokers::private_folder, clock, or_skip, unique};
 
 /// What the process serves: a JSON list of URL, service, three patterns, and what is promised for an event.
 const VARIABLE: &str = "NESTLING_SUITE_REPLICA";
@@ -149,6 +149,15 @@ pub(super) struct Child {
 impl Child {
     /// Starts one and waits until it serves; `None` where processes cannot meet.
     pub(super) async fn start(stage: &Stage, patterns: Patterns) -> Option<Self> {
+        Self::start_ahead(stage, patterns, 0).await
+    }
+
+    /// The same with a clock that is so many seconds ahead, or behind; `None` also where that cannot be had.
+    pub(super) async fn start_ahead(
+        stage: &Stage,
+        patterns: Patterns,
+        seconds: i64,
+    ) -> Option<Self> {
         let url = stage.url()?;
         let promised = match patterns.guarantee {
             Guarantee::AtLeastOnce => AT_LEAST_ONCE,
@@ -166,6 +175,9 @@ impl Child {
         command
             .args([ENTRY, "--nocapture", "--test-threads=1"])
             .env(VARIABLE, serde_json::json!(what).to_string());
+        if seconds != 0 {
+            or_skip(clock::set_wrong(&mut command, seconds))?;
+        }
         let folder = env::temp_dir().join(unique("nestling-replica"));
         private_folder(&folder).expect("a folder can be made");
         let log = folder.join("replica.log");

@@ -266,7 +266,15 @@ pub async fn a_killed_process_is_taken_over(stage: Stage) {
         second.pass().await;
         jobs(&client, patterns, repeats, JOBS / 2..JOBS).await
     };
-    let (first, rest, _survivor) = tokio::join!(first, rest, then);
+    let events = async {
+        for n in 0..JOBS {
+            if n == JOBS / 2 {
+                second.pass().await;
+            }
+            emit(&client, patterns.event, n % KEYS, n).await;
+        }
+    };
+    let (first, rest, (), _survivor) = tokio::join!(first, rest, events, then);
 
     let begun = || [theirs.all(), mine.all()].concat();
     let runs = |n: u64| {
@@ -315,7 +323,7 @@ async fn held(begun: &Record<(Job, u64)>, what: Job) {
     .await;
 }
 
-/// Sends these, and returns the requests that must not run twice and were answered. Where a request is given to another
+/// Sends these requests, and returns those that must not run twice and were answered. Where a request is given to another
 /// replica by itself, those that may are not sent again.
 async fn jobs(
     client: &Client,
@@ -332,7 +340,7 @@ async fn jobs(
             assert_eq!(call.await, Ok(n));
         }
     }));
-    let careful = join_all(which.clone().map(async |n| {
+    let careful = join_all(which.map(async |n| {
         let call = client.send_at::<u64>(patterns.careful, &n);
         match call.timeout(Duration::from_secs(8)).await {
             Ok(reply) => {
@@ -345,11 +353,6 @@ async fn jobs(
             }
         }
     }));
-    let events = async {
-        for n in which.clone() {
-            emit(client, patterns.event, n % KEYS, n).await;
-        }
-    };
-    let (_, careful, ()) = tokio::join!(careless, careful, events);
+    let (_, careful) = tokio::join!(careless, careful);
     careful.into_iter().flatten().collect()
 }

@@ -1,4 +1,5 @@
-//! Events that come twice, or fail when others are behind them: what may be out of order, and what may not.
+//! Events that come twice or fail when others are behind them, and clocks that are wrong: what may be out of order, and
+//! what may not.
 
 use std::time::Duration;
 
@@ -9,9 +10,12 @@ use nestling::{
 use tokio::task::yield_now;
 
 use super::{
+    child::{Child, HELD, Job, Patterns},
     fixture::Stage,
+    load::must_pass,
     witness::{Gate, Record, eventually},
 };
+use crate::Kind;
 
 /// More than any case makes.
 const TRIES: u32 = 1000;
@@ -125,4 +129,44 @@ pub async fn an_event_that_comes_twice_has_one_effect(stage: Stage) {
     .await;
     assert_eq!(effects.all(), [0, 1, 2]);
     assert_eq!(came.count_of(|n| **n == 1), 2, "it failed once");
+}
+
+/// A service whose clock is an hour ahead of the broker's, or behind, still knows how long a request has waited: it
+/// answers one that has time left, and leaves one alone whose caller has gone.
+pub async fn a_clock_may_be_wrong(stage: Stage) {
+    const HOUR: i64 = 3600;
+    const LONG: Duration = Duration::from_secs(25);
+    const SHORT: Duration = Duration::from_millis(300);
+
+    if stage.broker() == Some(Kind::Kafka) {
+        // Its library waits by that clock, and would for an hour: the transport's own tests have the case.
+        eprintln!("off: a process that speaks to Kafka cannot be given a wrong clock");
+        return;
+    }
+    for ahead in [HOUR, -HOUR] {
+        let patterns = Patterns::of(&stage);
+        // So that there is a place where requests wait.
+        let right = stage.start(patterns.router(|_, _| {}, false)).await;
+        let early = stage.client(&[&right]).await;
+        right.shutdown().await;
+        let late = 1 + ahead.unsigned_abs() * HELD;
+        let call = early.send_at::<u64>(patterns.careless, &late);
+        must_pass(&call.timeout(SHORT).await.unwrap_err());
+
+        let Some(wrong) = Child::start_ahead(&stage, patterns, ahead).await else {
+            eprintln!("off: there is no process whose clock could be wrong");
+            return;
+        };
+        let client = stage.client_builder_at(&[&wrong.address]);
+        let client = stage.connect(client).await;
+        for n in (1..30).filter(|n| n % HELD != 0) {
+            let call = client.send_at::<u64>(patterns.careless, &n);
+            assert_eq!(call.timeout(LONG).await, Ok(n), "{ahead} seconds ahead");
+        }
+        let begun = wrong.begun.all();
+        assert!(
+            !begun.contains(&(Job::Careless, late)),
+            "{ahead} seconds ahead"
+        );
+    }
 }

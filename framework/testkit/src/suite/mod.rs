@@ -135,6 +135,7 @@ macro_rules! conformance_cases {
 
             disorder::events_are_begun_in_the_order_they_were_emitted if order;
             disorder::a_failing_event_is_not_overtaken_by_others_of_its_key if order_by_key_in_a_replica at_least_once;
+            disorder::a_clock_may_be_wrong;
             disorder::an_event_that_comes_twice_has_one_effect if at_least_once;
         }
     };
