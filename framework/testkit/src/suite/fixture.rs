@@ -18,7 +18,7 @@ use super::{needs::Need, witness::within};
 use crate::{Kind, broker_or_skip, unique};
 
 /// How long a case may take as a whole.
-const CASE_LIMIT: Duration = Duration::from_secs(120);
+const CASE_LIMIT: Duration = Duration::from_secs(300);
 /// How long a call of a case may take, unless the case is about that.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 

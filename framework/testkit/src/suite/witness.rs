@@ -6,7 +6,7 @@ use std::{future::Future, time::Duration};
 use tokio::sync::watch;
 
 /// How long any condition may take to come true. Far above what is normal, so that it only ends what hangs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for `future`, and panics with `what` when it takes too long.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
