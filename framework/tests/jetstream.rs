@@ -8,7 +8,7 @@ use bytes::Bytes;
 use nestling::{Client, Context, Endpoint, Guarantee, Router, RpcError, Running, Server};
 use nestling_testkit::{
     Broker, Kind, Options, broker_or_skip,
-    suite::witness::{Record, eventually},
+    suite::witness::{Gate, Record, eventually},
     unique,
 };
 use serde_json::Value;
@@ -96,6 +96,44 @@ async fn an_event_is_kept_until_everybody_has_settled_it() {
     let before = seen.count();
     client.emit_at("a.b", &4).await.unwrap();
     seen.at_least(before + 2).await;
+}
+
+/// A consumer that dies with an event in its hands has not settled it: the event stays, though everybody else has, until
+/// somebody comes for it.
+#[tokio::test]
+async fn an_event_is_kept_for_a_consumer_that_has_died() {
+    if broker_or_skip(Kind::Nats).is_none() {
+        return;
+    }
+    let broker = Broker::start(Kind::Nats, Options::default()).unwrap();
+    let url = broker.url();
+    let nats = async_nats::connect(&url).await.unwrap();
+    let (seen, held, release) = (Record::new(), Gate::new(), Gate::new());
+    let handle = move || async move {
+        seen.push(());
+        Ok::<_, RpcError>(())
+    };
+    let hold = move || async move {
+        held.open();
+        release.pass().await;
+        Ok::<_, RpcError>(())
+    };
+    let handles = Router::new().event_with("a.b", Guarantee::AtLeastOnce, handle);
+    let holds = Router::new().event_with("a.b", Guarantee::AtLeastOnce, hold);
+    let one = start(&url, "one", handles).await;
+    let other = start(&url, "other", holds.clone()).await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    client.emit_at("a.b", &1).await.unwrap();
+    held.opened("the other to have it in its hands").await;
+    drop(other);
+    seen.first().await;
+    one.shutdown().await;
+    assert_eq!(kept(&nats, "nestling-events").await, 1);
+
+    release.open();
+    let _other = start(&url, "other", holds).await;
+    let empty = async || (kept(&nats, "nestling-events").await == 0).then_some(());
+    eventually("the other to have settled it", empty).await;
 }
 
 /// Bytes are bytes, a service's name is any text, and there may be many.

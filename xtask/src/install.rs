@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nestling_testkit::{Kind, find_program, kafka_jars, nestjs};
+use nestling_testkit::{Kind, clock, find_program, kafka_jars, nestjs};
 
 use crate::terminal::{last_lines, step};
 
@@ -21,12 +21,16 @@ pub(crate) fn ensure(kinds: &[Kind]) -> Result<()> {
     kafka(kinds)
 }
 
-/// As [`ensure`], for the tests: they also talk to NestJS applications.
+/// As [`ensure`], for the tests: they also talk to NestJS applications, and set clocks wrong.
 pub(crate) fn ensure_for_tests(kinds: &[Kind]) -> Result<()> {
     let mut needs = of_brokers(kinds);
     needs.push(Need {
         who: "NestJS",
         missing: Box::new(nestjs::missing_programs),
+    });
+    needs.push(Need {
+        who: "a wrong clock",
+        missing: Box::new(clock::missing_programs),
     });
     provide(&needs)?;
     kafka(kinds)?;

@@ -42,7 +42,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     replicas_share: true,
     fan_out: true,
     durable: false,
-    order: Order::Key,
+    order: Order::KeyInReplica,
     redelivers: true,
     dead_letters: true,
     cancels: true,

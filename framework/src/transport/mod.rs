@@ -11,6 +11,8 @@
 
 mod address;
 mod calls;
+#[cfg(any(feature = "kafka", feature = "redis"))]
+mod clock;
 mod dead_letters;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -392,9 +394,10 @@ pub enum Order {
     Connection,
     /// What one publisher sends to one subject.
     Subject,
-    /// Events with one key, among those that one replica handles.
+    /// Events with one key that one replica gets: replicas share them without regard to keys, and what
+    /// is given back comes behind what follows it.
     KeyInReplica,
-    /// Events with one key, however many replicas share them.
+    /// Events with one key.
     Key,
 }
 

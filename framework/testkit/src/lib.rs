@@ -17,6 +17,7 @@
 
 mod brokers;
 mod cache;
+pub mod clock;
 pub mod nestjs;
 mod process;
 #[cfg(feature = "suite")]

@@ -34,13 +34,14 @@ use super::{
     Logged,
     burial::Burial,
     carries::Carries,
+    clock,
     offsets::Offsets,
     partition::{Partition, PartitionSource},
     patiently,
     record::Foreign,
     replies::ReplyWriter,
 };
-use crate::transport::{Rejection, Source, Subscription, pending::lock};
+use crate::transport::{Rejection, Source, Subscription, clock::Clock, pending::lock};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -68,6 +69,8 @@ type Positions = HashMap<(String, i32), i64>;
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
     burial: Burial,
+    /// What time it is at the brokers.
+    pub(super) clock: Arc<Clock>,
     /// The name of the group.
     service: String,
     /// What the broker knows this process by, for as long as it runs.
@@ -118,6 +121,7 @@ impl Group {
         Arc::new(Self {
             replies,
             burial,
+            clock: clock::agreeing(),
             service: service.clone(),
             client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),

@@ -8,6 +8,7 @@ mod server;
 
 mod burial;
 mod carries;
+mod clock;
 mod dead_letters;
 mod delivery;
 mod group;

@@ -13,6 +13,7 @@ use super::{
     CAPABILITIES, NAME, Settings, blocking,
     burial::Burial,
     carries::carried,
+    clock::Watch,
     group::{Group, Phase},
     replies::ReplyWriter,
     topics::Topics,
@@ -37,6 +38,7 @@ pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, E
         topics,
         replies,
         group: OnceLock::new(),
+        clock: OnceLock::new(),
     }))
 }
 
@@ -46,6 +48,7 @@ struct KafkaServer {
     /// Until the subscription takes it.
     replies: Mutex<Option<ReplyWriter>>,
     group: OnceLock<Arc<Group>>,
+    clock: OnceLock<Watch>,
 }
 
 #[async_trait]
@@ -100,7 +103,8 @@ impl ServerTransport for KafkaServer {
             })
         })
         .await?;
-        match timeout(JOIN, group.reached(Phase::Placed)).await {
+        let joined = timeout(JOIN, group.reached(Phase::Placed));
+        match self.watch_clock(&group, &subscription, joined).await {
             Ok(Phase::Ended) => Err(settings.error(ErrorKind::Connect, "join the consumer group")),
             Ok(_) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| {
                 sources.poll_recv(cx)
@@ -120,6 +124,27 @@ impl ServerTransport for KafkaServer {
                 tracing::warn!("the Kafka consumer did not close in time");
             }
         }
+    }
+}
+
+impl KafkaServer {
+    /// Learns what time it is at the brokers while something else goes on, if there are requests whose
+    /// time runs out.
+    async fn watch_clock<T>(
+        &self,
+        group: &Group,
+        subscription: &Subscription,
+        meanwhile: impl Future<Output = T>,
+    ) -> T {
+        if subscription.messages.is_empty() {
+            return meanwhile.await;
+        }
+        let watch = Watch::start(&self.settings, &self.topics, &group.clock);
+        let (watch, result) = tokio::join!(watch, meanwhile);
+        if self.clock.set(watch).is_err() {
+            tracing::error!("a Kafka subscription was replaced");
+        }
+        result
     }
 }
 

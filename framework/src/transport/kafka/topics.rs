@@ -18,6 +18,8 @@ use crate::transport::{Error, ErrorKind, pending::lock};
 
 /// Kafka's own limit.
 const LONGEST: usize = 249;
+/// The topic that says what time it is at the brokers. What is written there is looked at by nobody.
+pub(super) const CLOCK: &str = "nestling.clock";
 /// How much is left of the name of a service whose own name is no topic's.
 const LONGEST_READABLE: usize = 200;
 /// How often a new topic's leaders are asked for.
@@ -122,6 +124,7 @@ pub(super) enum Purpose {
     Events,
     Replies,
     DeadLetters,
+    Clock,
 }
 
 /// Asks the cluster for the metadata of one topic or of all, within a limit.
@@ -262,7 +265,7 @@ async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<()
             let partitions = match purpose {
                 Purpose::Replies => REPLY_PARTITIONS,
                 // One, so that they have one order.
-                Purpose::DeadLetters => 1,
+                Purpose::DeadLetters | Purpose::Clock => 1,
                 Purpose::Requests | Purpose::Events => settings.partitions,
             };
             let longest = &*longest;
@@ -270,6 +273,10 @@ async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<()
             match purpose {
                 // The time a request has waited is told from when the broker got it.
                 Purpose::Requests => topic.set("message.timestamp.type", "LogAppendTime"),
+                Purpose::Clock => topic
+                    .set("message.timestamp.type", "LogAppendTime")
+                    .set("retention.ms", REPLY_RETENTION)
+                    .set("segment.ms", REPLY_RETENTION),
                 Purpose::Events => topic,
                 Purpose::Replies => topic
                     .set("retention.ms", REPLY_RETENTION)

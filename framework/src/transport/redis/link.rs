@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -15,7 +15,7 @@ use redis::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECT, Options};
-use crate::transport::{Error, ErrorKind};
+use crate::transport::{Error, ErrorKind, clock::Clock};
 
 /// What arrives on a connection without having been asked for.
 pub(super) enum Push {
@@ -184,7 +184,7 @@ impl Link {
         // A server that is still loading its data refuses this.
         let asked = Instant::now();
         let time = redis::cmd("TIME").query_async(&mut connection).await?;
-        self.clock.set(time, asked);
+        self.clock.showed(millis(time), asked);
         if !self.channels.is_empty() {
             connection.subscribe(&self.channels).await?;
         }
@@ -298,56 +298,7 @@ fn closed() -> RedisError {
     (Cause::Io, "the connection is closed").into()
 }
 
-/// The broker's clock, as far as its last answer to `TIME` tells.
-pub(super) struct Clock {
-    origin: Instant,
-    /// What the broker's clock showed at `origin`, in milliseconds.
-    offset: AtomicI64,
-}
-
-impl Clock {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            origin: Instant::now(),
-            offset: AtomicI64::new(0),
-        })
-    }
-
-    /// Takes in what `TIME` answered: seconds and microseconds, as text.
-    pub(super) fn set(&self, (seconds, micros): (i64, i64), asked: Instant) {
-        self.set_at((seconds, micros), asked + asked.elapsed() / 2);
-    }
-
-    fn set_at(&self, (seconds, micros): (i64, i64), halfway: Instant) {
-        let since = halfway.saturating_duration_since(self.origin).as_millis();
-        let millis = seconds.saturating_mul(1000).saturating_add(micros / 1000);
-        self.offset
-            .store(millis.saturating_sub(signed(since)), Ordering::Relaxed);
-    }
-
-    /// How long ago the broker's clock showed `millis`.
-    pub(super) fn since(&self, millis: u64, now: Instant) -> Duration {
-        let local = signed(now.saturating_duration_since(self.origin).as_millis());
-        let broker = self.offset.load(Ordering::Relaxed).saturating_add(local);
-        Duration::from_millis(u64::try_from(broker).unwrap_or(0).saturating_sub(millis))
-    }
-}
-
-fn signed(millis: u128) -> i64 {
-    i64::try_from(millis).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_time_is_read_from_the_brokers_clock() {
-        let clock = Clock::new();
-        let now = Instant::now();
-        clock.set_at((1_000, 500_000), now);
-        let later = now + Duration::from_millis(250);
-        assert_eq!(clock.since(1_000_600, later), Duration::from_millis(150));
-        assert_eq!(clock.since(2_000_000, later), Duration::ZERO);
-    }
+/// What `TIME` answered, seconds and microseconds, in milliseconds.
+pub(super) fn millis((seconds, micros): (i64, i64)) -> i64 {
+    seconds.saturating_mul(1000).saturating_add(micros / 1000)
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     ANSWER, Hears, MOST_BYTES, Options, dead_letters,
-    link::{Clock, Link, Push},
+    link::{Link, Push},
     lot::{Held, Lot, Lots},
     pubsub::{self, PubSubSource},
     reader::{Got, Reader},
@@ -31,7 +31,7 @@ use crate::{
     handler::BoxFuture,
     transport::{
         Calls, Capabilities, Delivery, Error, Kind, ServerTransport, Source, Sources, Subscription,
-        pending::lock,
+        clock::Clock, pending::lock,
     },
 };
 

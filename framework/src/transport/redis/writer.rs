@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     Options,
     dead_letters::{Burial, Burials},
-    link::Link,
+    link::{Link, millis},
     lot::Held,
     server::Shared,
     wire::{Id, Reply},
@@ -145,7 +145,7 @@ impl Writer {
             && let Some(time) = answers.pop()
             && let Ok(time) = from_redis_value(time)
         {
-            self.link.clock().set(time, asked);
+            self.link.clock().showed(millis(time), asked);
         }
         let mut ends = Vec::with_capacity(burials.len());
         for (place, answer) in answers.into_iter().enumerate() {

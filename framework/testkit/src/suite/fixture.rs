@@ -18,7 +18,7 @@ use super::{needs::Need, witness::within};
 use crate::{Kind, broker_or_skip, unique};
 
 /// How long a case may take as a whole.
-const CASE_LIMIT: Duration = Duration::from_secs(240);
+const CASE_LIMIT: Duration = Duration::from_secs(300);
 /// How long a call of a case may take, unless the case is about that.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -264,6 +264,15 @@ impl Stage {
         !(matches!(self.place, Place::Peer(_)) && self.calling.contains("wire=nest"))
     }
 
+    /// The URL by which another process serves here; `None` where there is no such thing.
+    pub(super) fn url(&self) -> Option<String> {
+        match &self.place {
+            Place::Memory => None,
+            Place::Peer(url) => Some(url.clone()),
+            Place::Broker { .. } => Some(self.place.broker_url()),
+        }
+    }
+
     /// The same names on another broker of the same kind.
     #[must_use]
     pub fn moved_to(mut self, other: String) -> Self {
@@ -339,8 +348,14 @@ impl Stage {
 
     /// A client about to be made.
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
+        let addresses: Vec<_> = servers.iter().map(|server| server.address()).collect();
+        self.client_builder_at(&addresses)
+    }
+
+    /// The same for servers at these addresses.
+    pub fn client_builder_at(&self, addresses: &[&str]) -> Builder {
         let url = match &self.place {
-            Place::Peer(_) => joined(servers),
+            Place::Peer(_) => joined(addresses),
             Place::Broker { .. } => self.place.broker_url(),
             Place::Memory => String::new(),
         };
@@ -377,13 +392,10 @@ fn with_options(url: &str, options: &str) -> String {
 }
 
 /// `scheme://one` and `scheme://two` as `scheme://one,two`.
-fn joined(servers: &[&Running]) -> String {
-    let mut url = servers[0].address().to_owned();
-    for server in &servers[1..] {
-        let (_, host) = server
-            .address()
-            .split_once("://")
-            .expect("an address is a URL");
+fn joined(addresses: &[&str]) -> String {
+    let mut url = addresses[0].to_owned();
+    for address in &addresses[1..] {
+        let (_, host) = address.split_once("://").expect("an address is a URL");
         url.push(',');
         url.push_str(host);
     }
