@@ -35,6 +35,8 @@ mod pending;
 mod redis;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(any(feature = "nats", feature = "redis", feature = "kafka"))]
+mod trials;
 
 use std::{
     fmt,
@@ -200,7 +202,8 @@ pub struct Delivery {
     pub envelope: Envelope,
     /// The subscribed pattern it came by, where that is not the envelope's own (wildcards).
     pub subscription: Option<ByteString>,
-    /// The how-manieth delivery this is, counted from 1, as far as the transport knows.
+    /// The how-manieth try this is, counted from 1, as far as the transport knows. What came to
+    /// nothing because its process died counts once it is clear that it was to blame.
     pub attempt: u32,
     /// Deliveries of one source with equal lanes are handled one after the other.
     pub lane: Option<ByteString>,

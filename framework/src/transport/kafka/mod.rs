@@ -7,10 +7,12 @@ mod client;
 mod server;
 
 mod burial;
+mod careful;
 mod carries;
 mod dead_letters;
 mod delivery;
 mod group;
+mod metadata;
 mod nest;
 mod offsets;
 mod partition;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     super::{
         super::{Error, ErrorKind},
-        pause, unique_token, wire,
+        PATIENCE, pause, unique_token, wire,
     },
     EVENT_SUBJECT, Failure, MESSAGE_ID, ask, create_streams, read_answer,
 };
@@ -16,6 +16,8 @@ use crate::envelope::{Envelope, header};
 
 /// After so long without an answer it is sent again, under the same id.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
+/// Between two attempts of who has no limit.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Sends an event until the broker has it, or until `limit`.
 pub(in super::super) async fn publish(
@@ -83,6 +85,16 @@ pub(super) async fn store(
             return Err(error);
         }
         sleep(pause).await;
+    }
+}
+
+/// Sends a message until a stream has it, for as long as it takes.
+pub(super) async fn store_patiently(client: &Client, message: &OutboundMessage, doing: &str) {
+    let mut attempt = 1;
+    while let Err(error) = store(client, message, Instant::now() + PATIENCE).await {
+        tracing::error!(%error, doing, "not stored, trying again");
+        attempt += 1;
+        sleep(pause(attempt).max(SHORTEST_PAUSE)).await;
     }
 }
 
