@@ -268,6 +268,7 @@ fn start_broker(kind: Kind, fleet: &mut Fleet, home: &Home, ports: &mut Ports) -
                 // Cards pass through it on their way to the provider. What it loses when it is
                 // stopped is repeated by whoever waits for it; events are on Kafka.
                 volatile: kind == Kind::Redis,
+                ..BrokerOptions::default()
             },
         )?;
         ports.remember(kind.name(), broker.port())?;

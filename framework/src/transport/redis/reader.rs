@@ -122,7 +122,7 @@ impl Reader {
             match self.attempt(room).await {
                 Ok(got) => return got,
                 Err(error) if error.code() == Some("NOGROUP") => {
-                    tracing::warn!(%error, "redis has lost a consumer group; it is made again");
+                    tracing::error!(%error, "redis has lost a consumer group; it is made again");
                     self.missing = true;
                 }
                 Err(error) => self.link.pause(&error).await,

@@ -165,6 +165,8 @@ pub struct Options {
     /// Whether nothing that passes through is written to disk, where the broker leaves the choice (Redis): for what
     /// must not be kept, such as card numbers on their way.
     pub volatile: bool,
+    /// Further lines of the broker's configuration, for Kafka.
+    pub properties: Vec<String>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -175,6 +177,7 @@ pub struct Broker {
     data_dir: PathBuf,
     throw_away: bool,
     volatile: bool,
+    properties: Vec<String>,
     process: Option<Process>,
 }
 
@@ -203,6 +206,7 @@ impl Broker {
             data_dir,
             throw_away,
             volatile: options.volatile,
+            properties: options.properties,
             process: None,
         };
         let mut attempts = match options.port {
@@ -280,6 +284,33 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             process.stop(STOP_LIMIT);
         }
+    }
+
+    /// Takes away all that the broker has stored, as a lost disk would; it is killed first. The next
+    /// [`Broker::restart`] is that of a new broker on the same port.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when something cannot be removed.
+    pub fn wipe(&mut self) -> Result<(), Unavailable> {
+        self.kill();
+        let log = self.log();
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.data_dir)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?;
+                } else if path != log {
+                    fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| {
+            let folder = self.data_dir.display();
+            self.kind
+                .unavailable(format_args!("empty {folder}: {error}"))
+        })
     }
 
     /// Starts the broker again on the same port with the same data, stopping it first if it still runs.

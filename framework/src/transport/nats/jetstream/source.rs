@@ -306,20 +306,26 @@ impl DurableSource {
         }
     }
 
-    /// Makes the consumer again.
+    /// Sees to it that there is a consumer. A pull of one that is gone is not answered.
     fn mend(&mut self) {
         self.pull = Pull::None;
         if self.stopping.is_some() || self.mending.is_some() {
             return;
         }
-        tracing::warn!(consumer = self.consumer.name, "it is gone, making it again");
         let (client, consumer) = (self.settling.client.clone(), self.consumer.clone());
         self.mending = Some(Box::pin(async move {
-            let mut attempt = 1;
+            let (mut attempt, mut is_said) = (1, false);
             loop {
                 let made = async {
+                    if consumer.find(&client).await?.is_some() {
+                        return Ok(());
+                    }
+                    if !std::mem::replace(&mut is_said, true) {
+                        let consumer = &*consumer.name;
+                        tracing::error!(consumer, "the broker has lost it; it is made again");
+                    }
                     create_streams(&client).await?;
-                    consumer.create(&client).await
+                    consumer.create_again(&client).await
                 };
                 let Err(error) = made.await else { return };
                 tracing::warn!(%error, "no durable events for now");
@@ -334,14 +340,18 @@ impl DurableSource {
         if self.stopping.is_some() || self.ended {
             return;
         }
+        if !matches!(self.pull, Pull::None) && self.alarm.as_mut().poll(cx).is_ready() {
+            match self.pull {
+                // The broker should have said long ago that it is over.
+                Pull::Open(_) => self.mend(),
+                _ => self.pull = Pull::None,
+            }
+        }
         if let Some(mending) = &mut self.mending {
             if mending.poll_unpin(cx).is_pending() {
                 return;
             }
             self.mending = None;
-        }
-        if !matches!(self.pull, Pull::None) && self.alarm.as_mut().poll(cx).is_ready() {
-            self.pull = Pull::None;
         }
         let here = self.settling.unsettled();
         let room = room.min(self.most.saturating_sub(here)).min(MOST_PULLED);
@@ -472,11 +482,9 @@ impl DurableSource {
             }
             let connects = connects(client);
             if connects != self.connects {
-                // The broker has forgotten what it was asked for.
+                // The broker has forgotten what it was asked for, and perhaps all else.
                 self.connects = connects;
-                if matches!(self.pull, Pull::Open(_)) {
-                    self.pull = Pull::None;
-                }
+                self.mend();
             }
             self.ticks += 1;
             if self.ticks >= PROGRESS_TICKS {
