@@ -83,6 +83,7 @@ impl PartitionSource {
                 Err(error) => {
                     let (topic, partition) = (&self.partition.topic, self.partition.number);
                     tracing::warn!(topic, partition, %error, "read from Kafka");
+                    self.group.mender.hear(&error);
                     continue;
                 }
             };

@@ -35,6 +35,7 @@ use super::{
     Logged,
     burial::Burial,
     carries::Carries,
+    mender::Mender,
     metadata::ROOM,
     offsets::Offsets,
     partition::{Partition, PartitionSource},
@@ -70,6 +71,7 @@ type Positions = HashMap<(String, i32), i64>;
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
     burial: Burial,
+    pub(super) mender: Mender,
     /// The name of the group.
     service: String,
     /// What the broker knows this process by, for as long as it runs.
@@ -104,8 +106,7 @@ pub(super) enum Phase {
 
 impl Group {
     pub(super) fn new(
-        replies: ReplyWriter,
-        burial: Burial,
+        (replies, burial, mender): (ReplyWriter, Burial, Mender),
         carried: HashMap<String, Carries>,
         subscription: &Subscription,
         sources: mpsc::UnboundedSender<Box<dyn Source>>,
@@ -123,6 +124,7 @@ impl Group {
         Arc::new(Self {
             replies,
             burial,
+            mender,
             service: service.clone(),
             client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),
@@ -300,7 +302,10 @@ impl Group {
                     return tracing::warn!(%error, "the Kafka consumer has failed for good and is replaced");
                 }
                 // The context has logged it.
-                Some(Err(_)) => {}
+                Some(Err(error)) => self.mender.hear(&error),
+            }
+            if self.mender.has_mended() {
+                return tracing::warn!("the Kafka consumer is replaced: topics were made again");
             }
             let now = Instant::now();
             for partition in lock(&self.partitions).iter() {

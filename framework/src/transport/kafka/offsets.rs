@@ -114,6 +114,17 @@ impl Offsets {
     /// A record has arrived: the how-manieth try it is now, or `None` when it is to be skipped
     /// because it is in work or settled already.
     pub(super) fn take(&mut self, offset: i64) -> Option<u32> {
+        if offset < self.position() {
+            // Nobody asks for what lies before the position: the log has begun anew.
+            tracing::error!(
+                offset,
+                position = self.position(),
+                "the broker has lost a log"
+            );
+            let room = self.room;
+            *self = Self::new(offset, false);
+            self.room = room;
+        }
         if offset >= self.next {
             self.next = offset + 1;
             self.in_work += 1;
@@ -398,6 +409,18 @@ mod tests {
         orderly.hand_over();
         let commit = orderly.uncommitted().unwrap();
         assert_eq!((commit.position, &*commit.tries), (10, ""));
+    }
+
+    #[test]
+    fn a_log_that_was_lost_is_read_from_where_it_begins_anew() {
+        let mut offsets = Offsets::new(100, true);
+        offsets.take(100);
+        assert_eq!(offsets.take(3), Some(1));
+        assert_eq!(uncommitted(&offsets), Some(3));
+        assert_eq!(offsets.take(4), Some(1));
+        offsets.settle(100);
+        offsets.settle(3);
+        assert_eq!(uncommitted(&offsets), Some(4));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::{
     burial::Burial,
     carries::carried,
     group::{Group, Phase},
+    mender::Mender,
     replies::ReplyWriter,
     topics::Topics,
 };
@@ -72,7 +73,9 @@ impl ServerTransport for KafkaServer {
 
         let (sender, mut sources) = mpsc::unbounded_channel();
         let burial = Burial::new(settings, &self.topics, &subscription.service);
-        let group = Group::new(replies, burial, carried, &subscription, sender);
+        let mender = Mender::new(&self.topics, wanted.clone());
+        let helpers = (replies, burial, mender);
+        let group = Group::new(helpers, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
         let config = config(settings, &subscription, &group.client_id);
         let consumer = group
