@@ -12,6 +12,10 @@ use nestling_testkit::{
     unique,
 };
 use serde_json::Value;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
 
 fn durable(url: &str) -> String {
     format!("{url}?events=jetstream")
@@ -138,4 +142,81 @@ async fn many_dead_letters_of_an_odd_service_are_paged() {
             .iter()
             .all(|payload| payload.starts_with(&[0, 0xff, b'\n']))
     );
+}
+
+/// A way to a broker, and who has taken it.
+async fn counted_way(broker: u16) -> (String, &'static Record<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let connections = Record::new();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.push(());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", broker)).await?;
+                copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    (url, connections)
+}
+
+/// However a service names its broker, it is listened to by one connection.
+#[tokio::test]
+async fn messages_and_events_of_one_broker_come_by_one_connection() {
+    if broker_or_skip(Kind::Nats).is_none() {
+        return;
+    }
+    let broker = Broker::start(Kind::Nats, Options::default()).unwrap();
+    let url = broker.url();
+    let seen = Record::new();
+    let router = || {
+        Router::new()
+            .message_at("a.b", || async { Ok::<_, RpcError>(7) })
+            .event_with(
+                "a.b",
+                Guarantee::AtLeastOnce,
+                move |cx: Context| async move {
+                    seen.push(cx.header("n").map(str::to_owned));
+                    Ok::<_, RpcError>(())
+                },
+            )
+    };
+    let client = Client::connect(durable(&url)).await.unwrap();
+    let nats = async_nats::connect(&url).await.unwrap();
+    let (way, connections) = counted_way(broker.port()).await;
+    let mut expected = 0;
+    for (round, (listen, events)) in [
+        (durable(&way), None),
+        (way.clone(), Some(durable(&way))),
+        (durable(&way), Some(way.clone())),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut server = Server::new("one", router()).listen(listen);
+        if let Some(events) = events {
+            server = server.events(events);
+        }
+        let server = server.start().await.unwrap();
+        assert_eq!(connections.count(), round + 1);
+        for n in 0..20 {
+            assert_eq!(client.send_at::<u32>("a.b", &()).await, Ok(7));
+            let event = client.emit_at("a.b", &()).header("n", n.to_string());
+            event.await.unwrap();
+        }
+        expected += 20;
+        seen.at_least(expected).await;
+        eventually("all to be settled", async || {
+            (kept(&nats, "nestling-events").await == 0).then_some(())
+        })
+        .await;
+        assert_eq!(seen.count(), expected);
+        server.shutdown().await;
+    }
+    let refused = Server::new("one", router())
+        .listen(format!("{url}?wire=native"))
+        .events(durable(&url));
+    let error = refused.start().await.unwrap_err().to_string();
+    assert!(error.contains("give both the same wire"), "{error}");
 }

@@ -463,6 +463,26 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
     Ok((scheme, address))
 }
 
+/// The one of two URLs that serves for both, if they name the same thing, so that it is opened once.
+///
+/// # Errors
+/// When they name the same thing in ways that exclude each other.
+pub(crate) fn joined<'a>(one: &'a str, other: &'a str) -> Result<Option<&'a str>, Error> {
+    if one == other {
+        return Ok(Some(one));
+    }
+    #[cfg(feature = "nats")]
+    if let ((scheme, first), (second_scheme, second)) = (find(one)?, find(other)?)
+        && scheme.name == nats::SCHEME.name
+        && second_scheme.name == nats::SCHEME.name
+    {
+        let is_first = |joined: &Address| std::ptr::eq(joined, &first);
+        let joined = nats::joined(&first, &second)?;
+        return Ok(joined.map(|joined| if is_first(joined) { one } else { other }));
+    }
+    Ok(None)
+}
+
 /// Opens the receiving side of what `url` names.
 pub(crate) async fn open_server(url: &str) -> Result<Arc<dyn ServerTransport>, Error> {
     let (scheme, address) = find(url)?;

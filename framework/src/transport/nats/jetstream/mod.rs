@@ -23,7 +23,7 @@ pub(super) use self::{
 };
 use super::{
     super::{Address, Error, ErrorKind},
-    NO_SUBJECT, PATIENCE, closed,
+    EVENTS_OPTION, NO_SUBJECT, PATIENCE, closed,
 };
 
 /// Where all events are kept until they are settled.
@@ -63,7 +63,7 @@ mod code {
 
 /// Whether a URL asks for durable events.
 pub(super) fn wanted(address: &Address) -> Result<bool, Error> {
-    match address.option("events") {
+    match address.option(EVENTS_OPTION) {
         None => Ok(false),
         Some("jetstream") => Ok(true),
         Some(other) => {
