@@ -57,6 +57,8 @@ mod code {
     pub(super) const NO_MESSAGE: u32 = 10037;
     /// Of a consumer, or of its stream.
     pub(super) const MISSING: [u32; 2] = [10014, 10059];
+    /// A stream's messages have a largest size, and never more than 64 KiB of headers.
+    pub(super) const TOO_LARGE: [u32; 2] = [10054, 10097];
     /// Memory, storage or a limit of the stream is used up.
     pub(super) const EXHAUSTED: [u32; 4] = [10023, 10028, 10047, 10077];
 }
@@ -103,9 +105,10 @@ impl Failure {
                 Error::new(ErrorKind::Config, text)
             }
             Self::Refused(refused) => {
-                let kind = match code::EXHAUSTED.contains(&refused.err_code) {
-                    true => ErrorKind::Full,
-                    false => ErrorKind::Protocol,
+                let kind = match refused.err_code {
+                    code if code::EXHAUSTED.contains(&code) => ErrorKind::Full,
+                    code if code::TOO_LARGE.contains(&code) => ErrorKind::TooLarge,
+                    _ => ErrorKind::Protocol,
                 };
                 let Refused {
                     err_code,
