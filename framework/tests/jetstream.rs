@@ -5,13 +5,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nestling::{Client, Context, Endpoint, Guarantee, Router, RpcError, Running, Server};
+use nestling::{
+    Client, Context, Endpoint, Guarantee, Router, RpcError, Running, Server, transport::DeadLetter,
+};
 use nestling_testkit::{
     Broker, Kind, Options, broker_or_skip,
     suite::witness::{Gate, Record, eventually},
     unique,
 };
 use serde_json::Value;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
 
 fn durable(url: &str) -> String {
     format!("{url}?events=jetstream")
@@ -176,4 +182,153 @@ async fn many_dead_letters_of_an_odd_service_are_paged() {
             .iter()
             .all(|payload| payload.starts_with(&[0, 0xff, b'\n']))
     );
+}
+
+/// A way to a broker, and who has taken it.
+async fn counted_way(broker: u16) -> (String, &'static Record<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let connections = Record::new();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.push(());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", broker)).await?;
+                copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    (url, connections)
+}
+
+/// However a service names its broker, it is listened to by one connection.
+#[tokio::test]
+async fn messages_and_events_of_one_broker_come_by_one_connection() {
+    if broker_or_skip(Kind::Nats).is_none() {
+        return;
+    }
+    let broker = Broker::start(Kind::Nats, Options::default()).unwrap();
+    let url = broker.url();
+    let seen = Record::new();
+    let router = || {
+        Router::new()
+            .message_at("a.b", || async { Ok::<_, RpcError>(7) })
+            .event_with(
+                "a.b",
+                Guarantee::AtLeastOnce,
+                move |cx: Context| async move {
+                    seen.push(cx.header("n").map(str::to_owned));
+                    Ok::<_, RpcError>(())
+                },
+            )
+    };
+    let client = Client::connect(durable(&url)).await.unwrap();
+    let nats = async_nats::connect(&url).await.unwrap();
+    let (way, connections) = counted_way(broker.port()).await;
+    let mut expected = 0;
+    for (round, (listen, events)) in [
+        (durable(&way), None),
+        (way.clone(), Some(durable(&way))),
+        (durable(&way), Some(way.clone())),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut server = Server::new("one", router()).listen(listen);
+        if let Some(events) = events {
+            server = server.events(events);
+        }
+        let server = server.start().await.unwrap();
+        assert_eq!(connections.count(), round + 1);
+        for n in 0..20 {
+            assert_eq!(client.send_at::<u32>("a.b", &()).await, Ok(7));
+            let event = client.emit_at("a.b", &()).header("n", n.to_string());
+            event.await.unwrap();
+        }
+        expected += 20;
+        seen.at_least(expected).await;
+        eventually("all to be settled", async || {
+            (kept(&nats, "nestling-events").await == 0).then_some(())
+        })
+        .await;
+        assert_eq!(seen.count(), expected);
+        server.shutdown().await;
+    }
+    let refused = Server::new("one", router())
+        .listen(format!("{url}?wire=native"))
+        .events(durable(&url));
+    let error = refused.start().await.unwrap_err().to_string();
+    assert!(error.contains("give both the same wire"), "{error}");
+}
+
+/// What just fitted on its way here fits into no one message with a reason beside it.
+#[tokio::test]
+async fn an_event_as_large_as_they_come_is_kept_when_it_is_given_up() {
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("large");
+    let pattern: &'static str = format!("{service}.happened").leak();
+    let refuse = || async { Err::<(), _>(RpcError::invalid_argument("no".repeat(5000))) };
+    let seen = Record::new();
+    let other = move |cx: Context| async move {
+        seen.push(cx.header("n").map(str::to_owned));
+        Ok::<_, RpcError>(())
+    };
+    let next: &'static str = format!("{service}.next").leak();
+    let router = Router::new()
+        .event_with(pattern, Guarantee::AtLeastOnce, refuse)
+        .event_with(next, Guarantee::AtLeastOnce, other);
+    let server = start(&url, &service, router).await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    let dead = Endpoint::from(durable(&url)).dead_letters().await.unwrap();
+    // A large payload, and large headers, of which a stream takes 64 KiB.
+    let mut expected = Vec::new();
+    for (payload, header) in [(1_032_000, 16_000), (100, 65_300)] {
+        let (payload, header) = (vec![0xff; payload], "h".repeat(header));
+        let event = client.emit_at(pattern, &()).payload(payload.clone());
+        event.header("large", &*header).await.unwrap();
+        expected.push((payload, header));
+    }
+    let letters = eventually("both", async || {
+        let letters = dead.list(&service, None, 10).await.unwrap();
+        (letters.len() == 2).then_some(letters)
+    })
+    .await;
+    for (payload, header) in expected {
+        let is_it = |(_, letter): &&(String, DeadLetter)| {
+            letter.rejection.envelope.payload.len() == payload.len()
+        };
+        let (id, letter) = letters.iter().find(is_it).unwrap();
+        let envelope = &letter.rejection.envelope;
+        assert_eq!(envelope.payload, payload);
+        assert_eq!(envelope.headers.get("large"), Some(&*header));
+        assert_eq!(&*envelope.pattern, pattern);
+        assert!(letter.rejection.reason.contains("nono"));
+        assert!(envelope.headers.get("dead-event").is_none());
+        assert!(dead.discard(&service, id).await.unwrap());
+        assert!(!dead.discard(&service, id).await.unwrap());
+    }
+    assert!(dead.list(&service, None, 10).await.unwrap().is_empty());
+    // Nothing is left of them, nor in the way of others.
+    let nats = async_nats::connect(&url).await.unwrap();
+    let subjects = subjects(&nats, &service).await;
+    assert!(subjects.is_empty(), "{subjects:?}");
+    client.emit_at(next, &1).header("n", "1").await.unwrap();
+    seen.at_least(1).await;
+    server.shutdown().await;
+}
+
+/// The subjects that have dead letters of a service.
+async fn subjects(nats: &async_nats::Client, service: &str) -> Vec<String> {
+    let body = r#"{"subjects_filter":"_nestling.dead.>"}"#;
+    let subject = "$JS.API.STREAM.INFO.nestling-dead-letters";
+    let answer = nats.request(subject, body.into()).await.unwrap();
+    let info: Value = serde_json::from_slice(&answer.payload).unwrap();
+    let subjects = info["state"]["subjects"].as_object();
+    let names = subjects.into_iter().flat_map(|subjects| subjects.keys());
+    names
+        .filter(|name| name.contains(service))
+        .cloned()
+        .collect()
 }

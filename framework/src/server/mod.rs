@@ -264,10 +264,7 @@ impl Server {
                 .transport
                 .subscribe(subscription)
                 .await
-                .map_err(|source| StartError::Transport {
-                    endpoint: endpoint.clone(),
-                    source,
-                })?;
+                .map_err(|source| failed(&input.endpoint, source))?;
             let url = input.transport.local_url().unwrap_or(endpoint);
             tracing::info!(service = name, instance, url, "listening");
             let origin = Origin {
@@ -375,43 +372,62 @@ fn needs(routes: &[crate::router::EventRoute]) -> Guarantee {
 
 async fn open_all(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Input>, StartError> {
     let mut inputs: Vec<Input> = Vec::new();
-    for (endpoint, is_listen) in listen
-        .iter()
-        .map(|endpoint| (endpoint, true))
-        .chain(events.iter().map(|e| (e, false)))
-    {
-        if let Some(known) = inputs
-            .iter_mut()
-            .find(|input| input.endpoint.is_same(endpoint))
-        {
-            known.messages |= is_listen;
-            continue;
-        }
-        let transport = endpoint
-            .open_server()
-            .await
-            .map_err(|source| StartError::Transport {
-                endpoint: endpoint.to_string(),
-                source,
-            })?;
-        let is_bus = events.is_empty() || events.iter().any(|other| other.is_same(endpoint));
-        let arrives = if is_bus {
-            Arrives::All
-        } else {
-            Arrives::IfBestEffort
+    for place in gather(listen, events)? {
+        let opening = place.endpoint.open_server().await;
+        let transport = opening.map_err(|source| failed(&place.endpoint, source))?;
+        let events = match place.is_bus {
+            true => Arrives::All,
+            false => Arrives::IfBestEffort,
         };
-        let endpoint = endpoint.clone();
         inputs.push(Input {
-            endpoint,
+            endpoint: place.endpoint,
             transport,
-            messages: is_listen,
-            events: arrives,
+            messages: place.is_listen,
+            events,
         });
     }
     if inputs.is_empty() {
         Err(StartError::NoEndpoint)
     } else {
         Ok(inputs)
+    }
+}
+
+/// Where to listen, and for what.
+struct Place {
+    endpoint: Endpoint,
+    is_listen: bool,
+    is_bus: bool,
+}
+
+/// Each place once, even if it is named as both.
+fn gather(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Place>, StartError> {
+    let mut places: Vec<Place> = Vec::new();
+    let listen = listen.iter().map(|endpoint| (endpoint, true));
+    'named: for (endpoint, is_listen) in listen.chain(events.iter().map(|e| (e, false))) {
+        let is_bus = !is_listen || events.is_empty();
+        for known in &mut places {
+            let joined = known.endpoint.joined(endpoint);
+            if let Some(joined) = joined.map_err(|source| failed(endpoint, source))? {
+                known.endpoint = joined;
+                known.is_listen |= is_listen;
+                known.is_bus |= is_bus;
+                continue 'named;
+            }
+        }
+        places.push(Place {
+            endpoint: endpoint.clone(),
+            is_listen,
+            is_bus,
+        });
+    }
+    Ok(places)
+}
+
+fn failed(endpoint: &Endpoint, source: Error) -> StartError {
+    StartError::Transport {
+        endpoint: endpoint.to_string(),
+        source,
     }
 }
 

@@ -37,6 +37,8 @@ mod pending;
 mod redis;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(any(feature = "nats", feature = "redis", feature = "kafka"))]
+mod trials;
 
 use std::{
     fmt,
@@ -202,7 +204,8 @@ pub struct Delivery {
     pub envelope: Envelope,
     /// The subscribed pattern it came by, where that is not the envelope's own (wildcards).
     pub subscription: Option<ByteString>,
-    /// The how-manieth delivery this is, counted from 1, as far as the transport knows.
+    /// The how-manieth try this is, counted from 1, as far as the transport knows. What came to
+    /// nothing because its process died counts once it is clear that it was to blame.
     pub attempt: u32,
     /// Deliveries of one source with equal lanes are handled one after the other.
     pub lane: Option<ByteString>,
@@ -463,6 +466,26 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
         return config(format!("{}:// has no option {option:?}", scheme.name));
     }
     Ok((scheme, address))
+}
+
+/// The one of two URLs that serves for both, if they name the same thing, so that it is opened once.
+///
+/// # Errors
+/// When they name the same thing in ways that exclude each other.
+pub(crate) fn joined<'a>(one: &'a str, other: &'a str) -> Result<Option<&'a str>, Error> {
+    if one == other {
+        return Ok(Some(one));
+    }
+    #[cfg(feature = "nats")]
+    if let ((scheme, first), (second_scheme, second)) = (find(one)?, find(other)?)
+        && scheme.name == nats::SCHEME.name
+        && second_scheme.name == nats::SCHEME.name
+    {
+        let is_first = |joined: &Address| std::ptr::eq(joined, &first);
+        let joined = nats::joined(&first, &second)?;
+        return Ok(joined.map(|joined| if is_first(joined) { one } else { other }));
+    }
+    Ok(None)
 }
 
 /// Opens the receiving side of what `url` names.

@@ -256,7 +256,8 @@ async fn a_failing_event_comes_back_and_an_unknown_one_is_acknowledged() {
         attempts.lock().unwrap().len() == 1 && pending_in(&plain, &stream, "retry").await == 0
     })
     .await;
-    assert_eq!(*attempts.lock().unwrap(), [2]);
+    // Nobody knows what its first reader died of.
+    assert_eq!(*attempts.lock().unwrap(), [1]);
     server.shutdown().await;
 }
 

@@ -7,11 +7,14 @@ mod client;
 mod server;
 
 mod burial;
+mod careful;
 mod carries;
 mod clock;
 mod dead_letters;
 mod delivery;
 mod group;
+mod mender;
+mod metadata;
 mod nest;
 mod offsets;
 mod partition;
@@ -182,6 +185,8 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
+            // A topic that is gone is reported after so long; it might be new.
+            .set("topic.metadata.propagation.max.ms", "5000")
             // The broker answers as soon as there is anything. The limit bounds how long a partition
             // that was just added or moved waits for the fetch that is under way.
             .set("fetch.min.bytes", "1")

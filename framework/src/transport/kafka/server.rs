@@ -15,6 +15,7 @@ use super::{
     carries::carried,
     clock::Watch,
     group::{Group, Phase},
+    mender::Mender,
     replies::ReplyWriter,
     topics::Topics,
 };
@@ -75,7 +76,9 @@ impl ServerTransport for KafkaServer {
 
         let (sender, mut sources) = mpsc::unbounded_channel();
         let burial = Burial::new(settings, &self.topics, &subscription.service);
-        let group = Group::new(replies, burial, carried, &subscription, sender);
+        let mender = Mender::new(&self.topics, wanted.clone());
+        let helpers = (replies, burial, mender);
+        let group = Group::new(helpers, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
         let config = config(settings, &subscription, &group.client_id);
         let consumer = group

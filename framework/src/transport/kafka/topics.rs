@@ -209,6 +209,18 @@ impl Topics {
         Ok(present)
     }
 
+    /// As [`ensure`](Self::ensure); returns which did not exist.
+    pub(super) async fn make_missing(
+        &self,
+        wanted: Vec<(String, Purpose)>,
+    ) -> Result<Vec<String>, Error> {
+        let names: Vec<_> = wanted.iter().map(|(name, _)| name.clone()).collect();
+        let present = look_up(&self.lookup, &self.settings, names.clone()).await?;
+        self.ensure(wanted).await?;
+        let missing = names.into_iter().filter(|name| !present.contains_key(name));
+        Ok(missing.collect())
+    }
+
     /// As [`ensure`](Self::ensure) for one topic that probably exists.
     pub(super) async fn ensure_one(&self, topic: &str, purpose: Purpose) -> Result<(), Error> {
         if lock(&self.known).contains(topic) {

@@ -31,13 +31,14 @@ use crate::{contract::Guarantee, envelope::MAX_HEADER_BYTES};
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["wire", "mark", "events"],
+    options: &["wire", "mark", EVENTS_OPTION],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
     dead_letters: Some(|address| Box::pin(jetstream::open_dead_letters(address))),
 };
 
 const NAME: &str = "nats";
+const EVENTS_OPTION: &str = "events";
 const PORT: u16 = 4222;
 /// How long opening may take, and any other wait that has no deadline of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,6 +76,41 @@ fn capabilities(client: &Client, jetstream: bool) -> Capabilities {
         detects_absence: true,
         max_payload: max_payload(client),
     }
+}
+
+/// The one of two URLs that does what both do, if they name one broker: messages come the same way
+/// with durable events and without.
+///
+/// # Errors
+/// When they name one broker and want different things of it.
+pub(super) fn joined<'a>(
+    one: &'a Address,
+    other: &'a Address,
+) -> Result<Option<&'a Address>, Error> {
+    let broker = |address: &Address| {
+        let mut hosts = address.hosts(PORT);
+        hosts.sort_unstable();
+        (
+            hosts,
+            address.user().map(str::to_owned),
+            address.password().map(str::to_owned),
+        )
+    };
+    if broker(one) != broker(other) {
+        return Ok(None);
+    }
+    let differs = |name: &&str| one.option(name) != other.option(name);
+    let mut differing = one.options().chain(other.options()).filter(differs);
+    if let Some(name) = differing.find(|name| *name != EVENTS_OPTION) {
+        let message = format!(
+            "{one} and {other} name one broker, which is listened to once: give both the same {name}"
+        );
+        return Err(Error::new(ErrorKind::Config, message));
+    }
+    Ok(Some(match one.option(EVENTS_OPTION) {
+        Some(_) => one,
+        None => other,
+    }))
 }
 
 /// The largest payload that fits beside its headers; the broker closes the connection above it.
@@ -268,6 +304,31 @@ mod tests {
         assert_eq!(nest("nats://one?wire=native"), Ok(false));
         let refused = nest("nats://one?wire=nest").unwrap_err();
         assert!(refused.contains("only native"), "{refused}");
+    }
+
+    #[test]
+    fn two_urls_of_one_broker_are_one_if_they_differ_in_events_only() {
+        let check = |one: &str, other: &str, expected: &str| {
+            let (one, other) = (address(one), address(other));
+            for (one, other) in [(&one, &other), (&other, &one)] {
+                let joined = joined(one, other).map(|found| found.map(ToString::to_string));
+                let joined = joined.unwrap_or_else(|error| Some(error.to_string()));
+                let joined = joined.unwrap_or_else(|| "two".to_owned());
+                assert!(joined.contains(expected), "{joined}");
+            }
+        };
+        let durable = "nats://one?events=jetstream";
+        check("nats://one", durable, durable);
+        check("nats://one:4222", durable, durable);
+        check("nats://one,two", "nats://two,one", "nats://");
+        check("nats://two", durable, "two");
+        check("nats://ada:secret@one", durable, "two");
+        check("nats://one?wire=native", durable, "the same wire");
+        check(
+            "nats://one?wire=native",
+            "nats://one?events=jetstream&wire=native",
+            durable,
+        );
     }
 
     #[test]

@@ -114,6 +114,7 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
     let data = folder.join("data");
     // Properties files read a backslash as an escape.
     let data = data.display().to_string().replace('\\', "\\\\");
+    let more = broker.properties.join("\n");
     fs::write(
         path,
         format!(
@@ -143,7 +144,8 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
              broker.session.timeout.ms=1500\n\
              broker.heartbeat.interval.ms=300\n\
              # A mistyped topic is an error. nestling creates the topics it needs.\n\
-             auto.create.topics.enable=false\n"
+             auto.create.topics.enable=false\n\
+             {more}\n"
         ),
     )?;
     Ok(cluster)

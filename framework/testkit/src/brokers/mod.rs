@@ -168,6 +168,8 @@ pub struct Options {
     /// The port of a proxy on 127.0.0.1 that leads to the broker's [`link_port`](Broker::link_port). A broker that tells
     /// its clients where it is (Kafka) sends those who came that way back the same way.
     pub link: Option<u16>,
+    /// Further lines of the broker's configuration, for Kafka.
+    pub properties: Vec<String>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -179,6 +181,7 @@ pub struct Broker {
     throw_away: bool,
     volatile: bool,
     link: Option<Link>,
+    properties: Vec<String>,
     process: Option<Process>,
 }
 
@@ -216,6 +219,7 @@ impl Broker {
             throw_away,
             volatile: options.volatile,
             link: None,
+            properties: options.properties,
             process: None,
         };
         let mut attempts = match options.port {
@@ -315,6 +319,33 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             process.stop(STOP_LIMIT);
         }
+    }
+
+    /// Takes away all that the broker has stored, as a lost disk would; it is killed first. The next
+    /// [`Broker::restart`] is that of a new broker on the same port.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when something cannot be removed.
+    pub fn wipe(&mut self) -> Result<(), Unavailable> {
+        self.kill();
+        let log = self.log();
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.data_dir)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?;
+                } else if path != log {
+                    fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| {
+            let folder = self.data_dir.display();
+            self.kind
+                .unavailable(format_args!("empty {folder}: {error}"))
+        })
     }
 
     /// Starts the broker again on the same port with the same data, stopping it first if it still runs.
