@@ -86,7 +86,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "service",
-        &["client", "introspect", "router", "server", "transport"],
+        &[
+            "client",
+            "endpoint",
+            "introspect",
+            "router",
+            "server",
+            "transport",
+        ],
     ),
 ];
 
@@ -95,7 +102,9 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("async_nats", "transport/nats"),
     ("rdkafka", "transport/kafka"),
     ("redis", "transport/redis"),
+    ("rustls", "transport/tls"),
     ("sqlx", "sqlite"),
+    ("tokio_rustls", "transport/tls"),
 ];
 
 const SERVICES: [&str; 6] = [

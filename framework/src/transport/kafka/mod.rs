@@ -1,7 +1,7 @@
 //! Kafka: a consumer group per service, a reply topic per calling service.
 //!
-//! `kafka://host:9092,host:9092?partitions=3&replication=1&topic=both`. What travels is written
-//! down in `docs/wire/kafka.md`.
+//! `kafka://name:password@host:9092,host:9092?partitions=3&replication=1&topic=both`. What travels is
+//! written down in `docs/wire/kafka.md`.
 
 mod client;
 mod server;
@@ -19,6 +19,7 @@ mod publisher;
 mod reader;
 mod record;
 mod replies;
+mod security;
 mod sender;
 mod topics;
 
@@ -37,12 +38,19 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
+use self::security::{Security, Verdict};
 use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
 use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["partitions", "replication", "topic", "wire"],
+    options: &[
+        "partitions",
+        "replication",
+        security::MECHANISM,
+        "topic",
+        "wire",
+    ],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
     dead_letters: Some(|address| Box::pin(dead_letters::open(address))),
@@ -86,6 +94,9 @@ struct Settings {
     event_topics: topics::EventTopics,
     /// The one wire it asks for.
     wire: Option<Wire>,
+    security: Security,
+    /// What the brokers think of that.
+    verdict: Verdict,
 }
 
 impl Settings {
@@ -119,9 +130,6 @@ impl Settings {
         if brokers.is_empty() {
             return refuse("there is no host");
         }
-        if address.user().is_some() {
-            return refuse("this build of the Kafka client cannot log in");
-        }
         if !address.path().is_empty() {
             return refuse("there is no path in a Kafka URL");
         }
@@ -150,6 +158,8 @@ impl Settings {
             replication,
             event_topics,
             wire,
+            security: Security::of(address)?,
+            verdict: Verdict::default(),
         })
     }
 
@@ -170,6 +180,7 @@ impl Settings {
             .set("message.max.bytes", MAX_RECORD.to_string());
 
         config.set_log_level(RDKafkaLogLevel::Info);
+        self.security.apply(&mut config);
         config
     }
 
@@ -204,6 +215,7 @@ impl Settings {
 /// The context of every client of the library: sends its messages to the log.
 struct Logged<T> {
     owner: T,
+    verdict: Verdict,
     log: Rationed,
 }
 
@@ -211,8 +223,15 @@ impl<T> Logged<T> {
     fn new(owner: T) -> Self {
         Self {
             owner,
+            verdict: Verdict::default(),
             log: Rationed::default(),
         }
+    }
+
+    /// Notes for `settings` that the brokers do not let us in.
+    fn reporting(self, settings: &Settings) -> Self {
+        let verdict = settings.verdict.clone();
+        Self { verdict, ..self }
     }
 }
 
@@ -233,7 +252,11 @@ impl<T: Send + Sync> ClientContext for Logged<T> {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
+        let code = error.rdkafka_error_code();
+        if let Some(code) = code {
+            self.verdict.note(code, reason);
+        }
+        match code {
             Some(RDKafkaErrorCode::AllBrokersDown) if self.log.allows() => {
                 tracing::warn!("kafka: no broker can be reached: {reason}");
             }
@@ -332,7 +355,7 @@ mod tests {
     fn a_url_that_makes_no_sense_is_refused() {
         for url in [
             "kafka://",
-            "kafka://ada:secret@localhost",
+            "kafka://ada:secret@localhost?sasl=none",
             "kafka://localhost/path",
             "kafka://localhost?partitions=0",
             "kafka://localhost?topic=other",

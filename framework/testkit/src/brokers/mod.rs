@@ -4,6 +4,7 @@ mod kafka;
 mod names;
 mod nats;
 mod redis;
+mod security;
 
 use std::{
     env,
@@ -25,6 +26,7 @@ use crate::Process;
 
 pub use kafka::jars as kafka_jars;
 pub use names::unique;
+pub use security::Security;
 
 /// How often a free port is looked for anew when somebody else was quicker to take it.
 const PORT_ATTEMPTS: usize = 5;
@@ -165,6 +167,8 @@ pub struct Options {
     /// Whether nothing that passes through is written to disk, where the broker leaves the choice (Redis): for what
     /// must not be kept, such as card numbers on their way.
     pub volatile: bool,
+    /// Who is let in, and by what certificates they know each other. `None` is everybody, without TLS.
+    pub security: Option<Security>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -175,6 +179,7 @@ pub struct Broker {
     data_dir: PathBuf,
     throw_away: bool,
     volatile: bool,
+    security: Option<Security>,
     process: Option<Process>,
 }
 
@@ -203,8 +208,15 @@ impl Broker {
             data_dir,
             throw_away,
             volatile: options.volatile,
+            security: options.security,
             process: None,
         };
+        if let Some(security) = &broker.security {
+            security.write(&broker.data_dir).map_err(|error| {
+                let folder = broker.data_dir.display();
+                kind.unavailable(format_args!("write certificates to {folder}: {error}"))
+            })?;
+        }
         let mut attempts = match options.port {
             Some(_) => 1,
             None => PORT_ATTEMPTS,
@@ -230,10 +242,19 @@ impl Broker {
         self.kind
     }
 
-    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`.
+    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`, with all that is needed
+    /// to be let in.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.kind, self.port)
+        let Self { kind, port, .. } = self;
+        match &self.security {
+            None => format!("{kind}://127.0.0.1:{port}"),
+            Some(security) => {
+                let Security { user, password, .. } = security;
+                let options = security.client_options(&self.data_dir);
+                format!("{kind}://{user}:{password}@127.0.0.1:{port}?{options}")
+            }
+        }
     }
 
     /// The port on 127.0.0.1.

@@ -1,8 +1,9 @@
 //! Where a transport under test is, and the place in it that is one case's own.
 
 use std::{
-    fmt,
+    fmt, fs,
     future::Future,
+    path::Path,
     sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
@@ -15,7 +16,9 @@ use tokio::runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{needs::Need, witness::within};
-use crate::{Kind, broker_or_skip, unique};
+use crate::{
+    Authority, Broker, Kind, Options, Security, Unavailable, broker_or_skip, or_skip, unique,
+};
 
 /// How long a case may take as a whole.
 const CASE_LIMIT: Duration = Duration::from_secs(120);
@@ -26,7 +29,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fixture {
     place: Place,
-    calling: &'static str,
+    /// Ends with the fixture.
+    _broker: Option<Broker>,
+    calling: String,
     serving: Option<Guarantee>,
     capabilities: OnceLock<Capabilities>,
 }
@@ -42,6 +47,8 @@ enum Place {
         url: String,
         scheme: Option<&'static str>,
         options: String,
+        /// Of a broker that is not for everybody.
+        security: Option<Security>,
     },
 }
 
@@ -68,7 +75,8 @@ impl Fixture {
     fn new(place: Place) -> Option<Self> {
         Some(Self {
             place,
-            calling: "",
+            _broker: None,
+            calling: String::new(),
             serving: None,
             capabilities: OnceLock::new(),
         })
@@ -93,13 +101,47 @@ impl Fixture {
             url,
             scheme: None,
             options: options.to_owned(),
+            security: None,
         })
+    }
+
+    /// The same over a broker of its own, that speaks TLS, wants to see certificates, and asks for name and password.
+    pub fn secure_broker(kind: Kind, options: &str) -> Option<Self> {
+        let security = security();
+        let broker = or_skip(start_broker(kind, Some(security.clone())))?;
+        let fixture = Self::new(Place::Broker {
+            kind,
+            url: broker.url(),
+            scheme: None,
+            options: options.to_owned(),
+            security: Some(security),
+        })?;
+        Some(Self {
+            _broker: Some(broker),
+            ..fixture
+        })
+    }
+
+    /// As [`Fixture::peer`], with TLS and certificates on both sides, which are kept in `folder`.
+    ///
+    /// # Panics
+    ///
+    /// When the folder cannot be written to.
+    pub fn secure_peer(url: &str, folder: &Path) -> Option<Self> {
+        let security = security();
+        let folder = folder.join(unique("certificates"));
+        fs::create_dir_all(&folder).expect("the folder can be made");
+        security
+            .write(&folder)
+            .expect("the folder can be written to");
+        let fixture = Self::peer(with_options(url, &security.server_options(&folder)))?;
+        Some(fixture.calling(security.client_options(&folder)))
     }
 
     /// The same with these options behind the `?` of the clients' URLs only.
     #[must_use]
-    pub fn calling(mut self, options: &'static str) -> Self {
-        self.calling = options;
+    pub fn calling(mut self, options: impl Into<String>) -> Self {
+        self.calling = options.into();
         self
     }
 
@@ -135,7 +177,7 @@ impl Fixture {
         Stage {
             prefix: unique(&case.replace('_', "-")),
             place: self.place.clone(),
-            calling: self.calling,
+            calling: self.calling.clone(),
             serving: self.serving,
             hub: Memory::new(),
             capabilities,
@@ -192,7 +234,7 @@ fn log() {
 pub struct Stage {
     prefix: String,
     place: Place,
-    calling: &'static str,
+    calling: String,
     serving: Option<Guarantee>,
     hub: Memory,
     capabilities: Option<Capabilities>,
@@ -231,6 +273,14 @@ impl Stage {
     pub fn broker(&self) -> Option<Kind> {
         match &self.place {
             Place::Broker { kind, .. } => Some(*kind),
+            Place::Memory | Place::Peer(_) => None,
+        }
+    }
+
+    /// Another broker of the same kind, or `None` if there is none to be had.
+    pub fn own_broker(&self) -> Option<Broker> {
+        match &self.place {
+            Place::Broker { kind, security, .. } => or_skip(start_broker(*kind, security.clone())),
             Place::Memory | Place::Peer(_) => None,
         }
     }
@@ -279,7 +329,12 @@ impl Stage {
     /// A server that listens where `earlier` did.
     pub fn server_again(&self, service: &str, router: Router, earlier: &str) -> Server {
         match &self.place {
-            Place::Peer(_) => Server::new(self.service(service), router).listen(earlier),
+            Place::Peer(url) => {
+                let options = url.split_once('?').map_or("", |(_, options)| options);
+                let address = earlier.split('?').next().unwrap_or(earlier);
+                let url = with_options(address, options);
+                Server::new(self.service(service), router).listen(url)
+            }
             Place::Memory | Place::Broker { .. } => self.server(service, router),
         }
     }
@@ -317,7 +372,7 @@ impl Stage {
         };
         let endpoint: Endpoint = match &self.place {
             Place::Memory => (&self.hub).into(),
-            Place::Peer(_) | Place::Broker { .. } => with_options(&url, self.calling).into(),
+            Place::Peer(_) | Place::Broker { .. } => with_options(&url, &self.calling).into(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
         Client::builder(endpoint)
@@ -342,18 +397,36 @@ fn with_options(url: &str, options: &str) -> String {
     }
 }
 
-/// `scheme://one` and `scheme://two` as `scheme://one,two`.
+/// `scheme://one?a=b` and `scheme://two?a=b` as `scheme://one,two?a=b`.
 fn joined(servers: &[&Running]) -> String {
-    let mut url = servers[0].address().to_owned();
+    let parts = |server: &Running| {
+        let (url, options) = match server.address().split_once('?') {
+            Some((url, options)) => (url.to_owned(), options.to_owned()),
+            None => (server.address().to_owned(), String::new()),
+        };
+        let host = url.split_once("://").map(|(_, host)| host.to_owned());
+        (host.expect("an address is a URL"), url, options)
+    };
+    let (_, mut url, options) = parts(servers[0]);
     for server in &servers[1..] {
-        let (_, host) = server
-            .address()
-            .split_once("://")
-            .expect("an address is a URL");
         url.push(',');
-        url.push_str(host);
+        url.push_str(&parts(server).0);
     }
-    url
+    with_options(&url, &options)
+}
+
+fn start_broker(kind: Kind, security: Option<Security>) -> Result<Broker, Unavailable> {
+    let options = Options {
+        security,
+        ..Options::default()
+    };
+    Broker::start(kind, options)
+}
+
+fn security() -> Security {
+    let made =
+        Authority::new().and_then(|authority| authority.security(&unique("pass").replace('-', "")));
+    made.expect("certificates can be made")
 }
 
 /// Answers with what it was sent.
