@@ -1,11 +1,12 @@
 //! What the `main` of every service does: command line, logging, connecting, running.
 
-use std::{io::IsTerminal, path::PathBuf, time::Duration};
+use std::{fmt, io::IsTerminal, path::PathBuf, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     client::{Builder, Client},
+    endpoint::Endpoints,
     router::Router,
     server::Server,
     transport::Error,
@@ -15,8 +16,8 @@ pub use crate::server::Signals;
 
 /// The command line that services share; flatten it into your own.
 ///
-/// Every option is also an environment variable.
-#[derive(Clone, Debug, clap::Args)]
+/// Every option is also an environment variable. Printing it hides what is secret in the URLs.
+#[derive(Clone, clap::Args)]
 pub struct Config {
     /// Where to listen for messages; repeat it, or separate several by spaces.
     #[arg(
@@ -66,6 +67,18 @@ impl Drain {
     /// The limit.
     pub fn limit(self) -> Duration {
         Duration::from_secs(self.seconds.into())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |urls: &[String]| Endpoints::from(urls);
+        f.debug_struct("Config")
+            .field("listen", &hidden(&self.listen))
+            .field("events", &hidden(&self.events))
+            .field("instance", &self.instance)
+            .field("data", &self.data)
+            .finish()
     }
 }
 

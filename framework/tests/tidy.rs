@@ -88,7 +88,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "service",
-        &["client", "introspect", "router", "server", "transport"],
+        &[
+            "client",
+            "endpoint",
+            "introspect",
+            "router",
+            "server",
+            "transport",
+        ],
     ),
 ];
 
@@ -97,7 +104,9 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("async_nats", "transport/nats"),
     ("rdkafka", "transport/kafka"),
     ("redis", "transport/redis"),
+    ("rustls", "transport/tls"),
     ("sqlx", "sqlite"),
+    ("tokio_rustls", "transport/tls"),
 ];
 
 const SERVICES: [&str; 6] = [

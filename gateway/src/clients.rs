@@ -33,26 +33,38 @@ pub struct Clients {
 }
 
 /// Where the services are.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Urls {
     /// The user service.
-    #[arg(long, env = "USER_URL", value_name = "URL")]
+    #[arg(long, env = "USER_URL", hide_env_values = true, value_name = "URL")]
     pub user: String,
     /// The product service.
-    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
+    #[arg(long, env = "PRODUCT_URL", hide_env_values = true, value_name = "URL")]
     pub product: String,
     /// The order service.
-    #[arg(long, env = "ORDER_URL", value_name = "URL")]
+    #[arg(long, env = "ORDER_URL", hide_env_values = true, value_name = "URL")]
     pub order: String,
     /// The payment service.
-    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    #[arg(long, env = "PAYMENT_URL", hide_env_values = true, value_name = "URL")]
     pub payment: String,
     /// The review service.
-    #[arg(long, env = "REVIEW_URL", value_name = "URL")]
+    #[arg(long, env = "REVIEW_URL", hide_env_values = true, value_name = "URL")]
     pub review: String,
     /// The recommendation service.
-    #[arg(long, env = "RECOMMENDATION_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "RECOMMENDATION_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub recommendation: String,
+}
+
+/// They may have passwords in them.
+impl fmt::Debug for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Urls").finish_non_exhaustive()
+    }
 }
 
 /// A service that could not be connected to.

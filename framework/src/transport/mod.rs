@@ -37,6 +37,11 @@ mod pending;
 mod redis;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg_attr(
+    not(all(feature = "tcp", feature = "nats", feature = "redis", feature = "tls")),
+    allow(dead_code, unused_imports, reason = "each transport uses a part of it")
+)]
+mod tls;
 #[cfg(any(feature = "nats", feature = "redis", feature = "kafka"))]
 mod trials;
 
@@ -410,12 +415,18 @@ type Opened<T> = BoxFuture<'static, Result<Arc<T>, Error>>;
 pub(crate) struct Scheme {
     /// The part of a URL before `:`.
     pub(crate) name: &'static str,
-    /// The query options its URLs may have.
+    /// The query options its URLs may have, beside those of TLS.
     pub(crate) options: &'static [&'static str],
     pub(crate) server: fn(Address) -> Opened<dyn ServerTransport>,
     pub(crate) client: fn(Address, ClientIdentity) -> Opened<dyn ClientTransport>,
     /// Where the transport keeps what services give up, if it does.
     pub(crate) dead_letters: Option<fn(Address) -> Opened<dyn DeadLetters>>,
+}
+
+impl Scheme {
+    fn has_option(&self, name: &str) -> bool {
+        self.options.contains(&name) || tls::OPTIONS.contains(&name)
+    }
 }
 
 /// Who is calling, for transports on which replies are addressed to a service and an instance.
@@ -441,8 +452,13 @@ static SCHEMES: &[Scheme] = &[
     kafka::SCHEME,
 ];
 
+/// Whether an option of this name is one of ours, and its value nothing to hide.
+fn is_known_option(name: &str) -> bool {
+    SCHEMES.iter().any(|scheme| scheme.has_option(name))
+}
+
 fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
-    let address: Address = url.parse()?;
+    let address = url.parse::<Address>()?.without_alias();
     let config = |message| Err(Error::new(ErrorKind::Config, message));
     let Some(scheme) = SCHEMES
         .iter()
@@ -459,10 +475,7 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
             known.join(", ")
         ));
     };
-    if let Some(option) = address
-        .options()
-        .find(|option| !scheme.options.contains(option))
-    {
+    if let Some(option) = address.options().find(|option| !scheme.has_option(option)) {
         return config(format!("{}:// has no option {option:?}", scheme.name));
     }
     Ok((scheme, address))
@@ -527,6 +540,14 @@ impl Task {
     )]
     pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(future))
+    }
+}
+
+impl Task {
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

@@ -18,6 +18,8 @@
 mod brokers;
 mod cache;
 pub mod clock;
+#[cfg(feature = "suite")]
+mod certificates;
 pub mod nestjs;
 mod process;
 #[cfg(feature = "suite")]
@@ -26,9 +28,11 @@ mod proxy;
 pub mod suite;
 
 pub use brokers::{
-    Broker, Kind, Options, Unavailable, broker_or_skip, find_program, kafka_jars, or_skip, shared,
-    unique,
+    Broker, Kind, Options, Security, Unavailable, broker_or_skip, find_program, kafka_jars,
+    or_skip, shared, unique,
 };
+#[cfg(feature = "suite")]
+pub use certificates::Authority;
 pub use process::Process;
 #[cfg(feature = "suite")]
 pub use proxy::{Proxy, Way};

@@ -5,15 +5,15 @@ use nestling::{service::Config, sqlite};
 use order::{Clock, Deps};
 
 /// Carts, checkout and orders.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
     service: Config,
     /// Where the product service is.
-    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
+    #[arg(long, env = "PRODUCT_URL", hide_env_values = true, value_name = "URL")]
     product: String,
     /// Where the payment service is.
-    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    #[arg(long, env = "PAYMENT_URL", hide_env_values = true, value_name = "URL")]
     payment: String,
 }
 

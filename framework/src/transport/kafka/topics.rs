@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,8 @@ const LONGEST: usize = 249;
 pub(super) const CLOCK: &str = "nestling.clock";
 /// How much is left of the name of a service whose own name is no topic's.
 const LONGEST_READABLE: usize = 200;
+/// How long one of the questions takes whether the cluster answers.
+const CONNECT_STEP: Duration = Duration::from_millis(500);
 /// How often a new topic's leaders are asked for.
 const POLL: Duration = Duration::from_millis(10);
 /// A reply that nobody has fetched by then has no caller any more.
@@ -149,10 +152,24 @@ impl Topics {
     /// Whether the cluster answers.
     pub(super) async fn connect(&self) -> Result<(), Error> {
         let (lookup, settings) = (Arc::clone(&self.lookup), self.settings.clone());
-        // A name that cannot exist: the answer is small however many topics there are.
-        blocking(move || match lookup(Some(".nestling.none"), CONNECT) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(settings.failed("connect to Kafka", error)),
+        blocking(move || {
+            let doing = "connect to Kafka";
+            let deadline = Instant::now() + CONNECT;
+            loop {
+                // A name that cannot exist: the answer is small however many topics there are.
+                let Err(error) = lookup(Some(".nestling.none"), CONNECT_STEP) else {
+                    return Ok(());
+                };
+                let is_late = Instant::now() >= deadline;
+                match settings.verdict.failure() {
+                    // No time helps against the first; the library tells of neither.
+                    Some((kind, reason)) if kind == ErrorKind::Refused || is_late => {
+                        return Err(settings.error(kind, doing).with_source(reason));
+                    }
+                    None if is_late => return Err(settings.failed(doing, error)),
+                    _ => thread::sleep(POLL),
+                }
+            }
         })
         .await
     }

@@ -13,20 +13,22 @@ mod wire;
 mod writer;
 
 use std::{
-    error,
+    error, io,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind, ServerAddr,
-    Subject,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind,
+    ServerAddr, Subject,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout_at};
 
-use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
+use super::{
+    Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock, tls::Connector,
+};
 use crate::{contract::Guarantee, envelope::MAX_HEADER_BYTES};
 
 pub(super) const SCHEME: Scheme = Scheme {
@@ -123,7 +125,9 @@ fn max_payload(client: &Client) -> usize {
 async fn connect(address: &Address, name: String) -> Result<Client, Error> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let servers = servers(address)?;
-    let options = options(address, name);
+    let tls = Connector::of(address)?;
+    let is_plain = tls.is_none();
+    let options = options(address, name, tls)?;
     let failed = |kind| Error::new(kind, format!("connect to {address}"));
     let mut attempt = 1;
     loop {
@@ -141,12 +145,29 @@ async fn connect(address: &Address, name: String) -> Result<Client, Error> {
         let hopeless = !matches!(
             error.kind(),
             ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Dns
-        );
+        ) || is_of_tls(&error);
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                return Err(failed(ErrorKind::Refused).with_source(error));
+            }
+            _ if is_plain && is_of_tls(&error) => {
+                let what = "the broker wants TLS: ask for it with tls=on";
+                return Err(failed(ErrorKind::Config).with_source(what));
+            }
+            _ => {}
+        }
         if hopeless || tokio::time::Instant::now() + pause >= deadline {
             return Err(failed(ErrorKind::Connect).with_source(error));
         }
         sleep(pause).await;
     }
+}
+
+/// Whether there was no agreement on certificates, which will be the same the next time.
+fn is_of_tls(error: &ConnectError) -> bool {
+    let cause = error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
+    let is_invalid = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
+    is_invalid || error.kind() == ConnectErrorKind::Tls
 }
 
 /// The wire that a client speaks.
@@ -188,7 +209,11 @@ fn servers(address: &Address) -> Result<Vec<ServerAddr>, Error> {
     hosts.iter().map(parse).collect()
 }
 
-fn options(address: &Address, name: String) -> ConnectOptions {
+fn options(
+    address: &Address,
+    name: String,
+    tls: Option<Connector>,
+) -> Result<ConnectOptions, Error> {
     let complained = std::sync::Arc::new(Mutex::new(None));
     let shown = address.to_string();
     let options = ConnectOptions::new()
@@ -200,13 +225,17 @@ fn options(address: &Address, name: String) -> ConnectOptions {
             report(&shown, &event, &complained);
             std::future::ready(())
         });
-    match (address.user(), address.password()) {
+    let options = match (address.user(), address.password()) {
         (Some(user), Some(password)) => {
             options.user_and_password(user.to_owned(), password.to_owned())
         }
         (Some(token), None) => options.token(token.to_owned()),
         (None, _) => options,
-    }
+    };
+    Ok(match tls {
+        Some(tls) => options.require_tls(true).tls_client_config(tls.config()),
+        None => options.tls_client_config(Connector::distrustful()?.config()),
+    })
 }
 
 /// Before the first attempt none, then up to two seconds, no two clients the same.

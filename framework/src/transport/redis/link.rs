@@ -1,6 +1,7 @@
 //! A connection that is made again when it is lost, and the broker's clock.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use redis::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECT, Options};
-use crate::transport::{Error, ErrorKind, clock::Clock};
+use crate::transport::{Error, ErrorKind, Task, clock::Clock, tls};
 
 /// What arrives on a connection without having been asked for.
 pub(super) enum Push {
@@ -73,6 +74,8 @@ pub(super) struct Link {
     globs: Vec<String>,
     on_push: Option<OnPush>,
     connection: Option<MultiplexedConnection>,
+    /// Moves what the connection writes and reads.
+    _driver: Option<Task>,
     lost: Arc<AtomicBool>,
     id: i64,
     failures: u32,
@@ -88,6 +91,7 @@ impl Link {
             globs: Vec::new(),
             on_push: None,
             connection: None,
+            _driver: None,
             lost: Arc::default(),
             id: 0,
             failures: 0,
@@ -114,19 +118,22 @@ impl Link {
     /// Connects, trying again for a while: the broker may be about to come back.
     pub(super) async fn open(&mut self) -> Result<(), Error> {
         let shown = self.options.shown.clone();
-        let connect = |error: RedisError| {
-            Error::new(ErrorKind::Connect, format!("connect to {shown}")).with_source(error)
+        let failed = |kind, error: RedisError| {
+            Error::new(kind, format!("connect to {shown}")).with_source(error)
         };
         let deadline = Instant::now() + CONNECT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match timeout(left, self.connect()).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) if error.kind() == Cause::AuthenticationFailed => {
-                    return Err(connect(error));
+                Ok(Err(error)) if is_refused(&error) => {
+                    return Err(failed(ErrorKind::Refused, error));
+                }
+                Ok(Err(error)) if error.kind() == Cause::InvalidClientConfig => {
+                    return Err(failed(ErrorKind::Connect, error));
                 }
                 Ok(Err(error)) if Instant::now() + self.delay() >= deadline => {
-                    return Err(connect(error));
+                    return Err(failed(ErrorKind::Connect, error));
                 }
                 Ok(Err(error)) => self.pause(&error).await,
                 Err(elapsed) => {
@@ -170,13 +177,10 @@ impl Link {
             Ok::<_, redis::aio::SendError>(())
         };
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(self.answer))
             .set_push_sender(receive);
-        let client = redis::Client::open(self.options.info.clone())?;
-        let mut connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let connecting = timeout(CONNECT, self.greet(config)).await;
+        let (mut connection, driver) = connecting.map_err(|_| late())??;
         self.id = redis::cmd("CLIENT")
             .arg("ID")
             .query_async(&mut connection)
@@ -192,8 +196,27 @@ impl Link {
             connection.psubscribe(&self.globs).await?;
         }
         self.connection = Some(connection);
+        self._driver = Some(driver);
         self.lost = lost;
         Ok(())
+    }
+
+    /// Connects and says who we are. The connection works for as long as its task is kept.
+    async fn greet(
+        &self,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<(MultiplexedConnection, Task)> {
+        let Options {
+            host,
+            tls,
+            settings,
+            ..
+        } = &*self.options;
+        let connecting = tls::connect(host, tls.as_ref());
+        let stream = connecting.await.map_err(handshake_failed)?;
+        let connecting = MultiplexedConnection::new_with_config(settings, stream, config);
+        let (connection, driver) = connecting.await?;
+        Ok((connection, Task::spawn(driver)))
     }
 
     /// The connection's number in Redis, by which another can unblock it.
@@ -296,6 +319,27 @@ impl Link {
 
 fn closed() -> RedisError {
     (Cause::Io, "the connection is closed").into()
+}
+
+fn late() -> RedisError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
+/// Whether it is our name, password or certificate that Redis does not like.
+fn is_refused(error: &RedisError) -> bool {
+    error.kind() == Cause::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
+/// TLS says of an authority or a name that it is wrong: the next attempt will fail as well.
+fn handshake_failed(error: io::Error) -> RedisError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            let what = "the TLS handshake failed";
+            (Cause::InvalidClientConfig, what, error.to_string()).into()
+        }
+        _ => error.into(),
+    }
 }
 
 /// What `TIME` answered, seconds and microseconds, in milliseconds.

@@ -262,7 +262,8 @@ pub(super) fn kind_of(error: &RedisError) -> ErrorKind {
         Some("LOADING" | "READONLY" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {
             ErrorKind::Connect
         }
-        Some("NOPERM" | "NOAUTH" | "WRONGTYPE") => ErrorKind::Config,
+        Some("NOPERM" | "WRONGTYPE") => ErrorKind::Config,
+        Some("NOAUTH" | "WRONGPASS") => ErrorKind::Refused,
         _ if error.is_timeout() => ErrorKind::Timeout,
         _ if error.is_io_error() => ErrorKind::Connect,
         _ => ErrorKind::Protocol,

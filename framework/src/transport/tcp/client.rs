@@ -25,7 +25,8 @@ use crate::{
     envelope::Envelope,
     handler::BoxFuture,
     transport::{
-        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire, pending::lock,
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire,
+        pending::lock, tls::Connector,
     },
 };
 
@@ -51,11 +52,11 @@ pub(super) struct TcpClient {
 }
 
 impl TcpClient {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, tls: Option<&Connector>) -> Self {
         let peers = settings
             .hosts
             .iter()
-            .map(|host| Peer::new(host, &settings))
+            .map(|host| Peer::new(host, tls, &settings))
             .collect();
         Self {
             settings,
@@ -282,6 +283,7 @@ impl From<Failure> for Error {
 /// One address.
 struct Peer {
     host: String,
+    tls: Option<Connector>,
     max_frame: usize,
     wire: Wire,
     /// Calls that wait for a connection.
@@ -320,9 +322,10 @@ struct State {
 }
 
 impl Peer {
-    fn new(host: &str, settings: &Settings) -> Arc<Self> {
+    fn new(host: &str, tls: Option<&Connector>, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             host: host.to_owned(),
+            tls: tls.cloned(),
             max_frame: settings.max_frame,
             wire: settings.wire.unwrap_or(Wire::Native),
             waiting: AtomicUsize::new(0),
@@ -373,7 +376,7 @@ impl Peer {
     }
 
     async fn attempt(&self) -> Result<Arc<Connection>, Failure> {
-        let opening = link::open(&self.host, self.max_frame, self.wire);
+        let opening = link::open(&self.host, self.tls.as_ref(), self.max_frame, self.wire);
         let error = match timeout(CONNECT, opening).await {
             Ok(Ok((link, driver))) => {
                 let task = Task::spawn(driver);

@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{io::AsyncWrite, net::TcpStream, time::Instant};
+use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
-    alive::{self, Alive, Now, Remedy, Sign},
+    alive::{Alive, Now, Remedy, Sign},
     answer::{Arrived, Caller, Deliveries},
     closing::{Closing, Draining, Parting},
     frame::{self, Frame, Violation},
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::RpcError,
-    transport::{Calls, Delivery, Item, Source},
+    transport::{Calls, Delivery, Item, Source, tls::Stream},
 };
 
 /// How much may be read ahead of the handlers.
@@ -42,7 +42,7 @@ enum Wire {
 /// One connection. Its task, the only one to touch the socket, owns both directions.
 pub(super) struct Connection {
     /// Gone when the connection is lost.
-    socket: Option<TcpStream>,
+    socket: Option<Stream>,
     peer: SocketAddr,
     wire: Wire,
     input: Input,
@@ -72,10 +72,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
-        if let Err(error) = alive::set_up(&socket) {
-            tracing::debug!(%peer, %error, "cannot set the socket up");
-        }
+    pub(super) fn new(socket: Stream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
         Self {
             socket: Some(socket),
             peer,

@@ -293,7 +293,8 @@ impl Outbox {
             drop(state);
             ready!(written)?;
             if writing.is_empty() {
-                return Poll::Ready(Ok(()));
+                // TLS may hold back some of it.
+                return socket.as_mut().poll_flush(cx);
             }
         }
     }

@@ -4,6 +4,7 @@ mod kafka;
 mod names;
 mod nats;
 mod redis;
+mod security;
 
 use std::{
     env,
@@ -25,6 +26,7 @@ use crate::Process;
 
 pub use kafka::jars as kafka_jars;
 pub use names::unique;
+pub use security::Security;
 
 /// How often a free port is looked for anew when somebody else was quicker to take it.
 const PORT_ATTEMPTS: usize = 5;
@@ -170,6 +172,8 @@ pub struct Options {
     pub link: Option<u16>,
     /// Further lines of the broker's configuration, for Kafka.
     pub properties: Vec<String>,
+    /// Who is let in, and by what certificates they know each other. `None` is everybody, without TLS.
+    pub security: Option<Security>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -182,6 +186,7 @@ pub struct Broker {
     volatile: bool,
     link: Option<Link>,
     properties: Vec<String>,
+    security: Option<Security>,
     process: Option<Process>,
 }
 
@@ -220,8 +225,15 @@ impl Broker {
             volatile: options.volatile,
             link: None,
             properties: options.properties,
+            security: options.security,
             process: None,
         };
+        if let Some(security) = &broker.security {
+            security.write(&broker.data_dir).map_err(|error| {
+                let folder = broker.data_dir.display();
+                kind.unavailable(format_args!("write certificates to {folder}: {error}"))
+            })?;
+        }
         let mut attempts = match options.port {
             Some(_) => 1,
             None => PORT_ATTEMPTS,
@@ -251,10 +263,19 @@ impl Broker {
         self.kind
     }
 
-    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`.
+    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`, with all that is needed
+    /// to be let in.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.kind, self.port)
+        let Self { kind, port, .. } = self;
+        match &self.security {
+            None => format!("{kind}://127.0.0.1:{port}"),
+            Some(security) => {
+                let Security { user, password, .. } = security;
+                let options = security.client_options(&self.data_dir);
+                format!("{kind}://{user}:{password}@127.0.0.1:{port}?{options}")
+            }
+        }
     }
 
     /// The port on 127.0.0.1.

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, names};
+use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, names, security};
 
 /// The greeting is a few hundred bytes; nobody else's server may make us read for ever.
 const GREETING_LIMIT: u64 = 16 * 1024;
@@ -30,6 +30,17 @@ pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
         .arg("-sd")
         .arg(&broker.data_dir)
         .args(["--name", &name]);
+    if let Some(security) = &broker.security {
+        let folder = &broker.data_dir;
+        command
+            .args(["--tls", "--tlsverify", "--tlscacert"])
+            .arg(security::authority(folder))
+            .arg("--tlscert")
+            .arg(security::certificate(folder))
+            .arg("--tlskey")
+            .arg(security::key(folder))
+            .args(["--user", &security.user, "--pass", &security.password]);
+    }
     let probe = move |port, _pid| greets_as(port, &name);
     Ok(Prepared {
         command,
@@ -37,7 +48,7 @@ pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
     })
 }
 
-/// A server speaks first, and its greeting has its name.
+/// A server speaks first, and its greeting has its name; TLS begins behind it.
 fn greets_as(port: u16, name: &str) -> io::Result<bool> {
     let stream = connect(port)?;
     let mut greeting = String::new();

@@ -10,7 +10,6 @@ use super::{
     load::{TRY, ask, emit, must_pass},
     witness::{Record, eventually},
 };
-use crate::{Broker, Options, or_skip};
 
 /// How many requests there are, and how many events.
 const EACH: u64 = 5_000;
@@ -23,11 +22,11 @@ const AT_ONCE: usize = 64;
 /// and client go on by themselves. Whoever may ask again is answered, what must not run twice does not, and no event
 /// that was acknowledged is lost.
 pub async fn a_broker_killed_amid_five_thousand_of_each_comes_back(stage: Stage) {
-    let Some(kind) = stage.broker() else {
+    if stage.broker().is_none() {
         eprintln!("off: there is no broker to kill");
         return;
-    };
-    let Some(mut broker) = or_skip(Broker::start(kind, Options::default())) else {
+    }
+    let Some(mut broker) = stage.own_broker(None) else {
         return;
     };
     let stage = stage.moved_to(broker.url());

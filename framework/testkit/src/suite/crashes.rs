@@ -241,7 +241,7 @@ pub async fn a_killed_process_is_taken_over(stage: Stage) {
         None => Some(survive().await),
     };
     let address = early.as_ref().map_or("", Running::address);
-    let client = stage.client_builder_at(&[&child.address, address]);
+    let client = stage.client_builder_of(&[&child.address, address]);
     let client = stage.connect(client).await;
 
     let repeats = stage.capabilities().redelivers;

@@ -157,7 +157,7 @@ pub async fn a_clock_may_be_wrong(stage: Stage) {
             eprintln!("off: there is no process whose clock could be wrong");
             return;
         };
-        let client = stage.client_builder_at(&[&wrong.address]);
+        let client = stage.client_builder_of(&[&wrong.address]);
         let client = stage.connect(client).await;
         for n in (1..30).filter(|n| n % HELD != 0) {
             let call = client.send_at::<u64>(patterns.careless, &n);

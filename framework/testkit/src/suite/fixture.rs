@@ -1,8 +1,9 @@
 //! Where a transport under test is, and the place in it that is one case's own.
 
 use std::{
-    fmt,
+    fmt, fs,
     future::Future,
+    path::Path,
     sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
@@ -15,7 +16,9 @@ use tokio::runtime::{self, Runtime};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{needs::Need, witness::within};
-use crate::{Kind, broker_or_skip, unique};
+use crate::{
+    Authority, Broker, Kind, Options, Security, Unavailable, broker_or_skip, or_skip, unique,
+};
 
 /// How long a case may take as a whole.
 const CASE_LIMIT: Duration = Duration::from_secs(300);
@@ -26,7 +29,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fixture {
     place: Place,
-    calling: &'static str,
+    /// Ends with the fixture.
+    _broker: Option<Broker>,
+    calling: String,
     serving: Option<Guarantee>,
     capabilities: OnceLock<Capabilities>,
 }
@@ -42,6 +47,8 @@ enum Place {
         url: String,
         scheme: Option<&'static str>,
         options: String,
+        /// Of a broker that is not for everybody.
+        security: Option<Security>,
     },
 }
 
@@ -68,7 +75,8 @@ impl Fixture {
     fn new(place: Place) -> Option<Self> {
         Some(Self {
             place,
-            calling: "",
+            _broker: None,
+            calling: String::new(),
             serving: None,
             capabilities: OnceLock::new(),
         })
@@ -93,13 +101,47 @@ impl Fixture {
             url,
             scheme: None,
             options: options.to_owned(),
+            security: None,
         })
+    }
+
+    /// The same over a broker of its own, that speaks TLS, wants to see certificates, and asks for name and password.
+    pub fn secure_broker(kind: Kind, options: &str) -> Option<Self> {
+        let security = security();
+        let broker = or_skip(start_broker(kind, Some(security.clone()), None))?;
+        let fixture = Self::new(Place::Broker {
+            kind,
+            url: broker.url(),
+            scheme: None,
+            options: options.to_owned(),
+            security: Some(security),
+        })?;
+        Some(Self {
+            _broker: Some(broker),
+            ..fixture
+        })
+    }
+
+    /// As [`Fixture::peer`], with TLS and certificates on both sides, which are kept in `folder`.
+    ///
+    /// # Panics
+    ///
+    /// When the folder cannot be written to.
+    pub fn secure_peer(url: &str, folder: &Path) -> Option<Self> {
+        let security = security();
+        let folder = folder.join(unique("certificates"));
+        fs::create_dir_all(&folder).expect("the folder can be made");
+        security
+            .write(&folder)
+            .expect("the folder can be written to");
+        let fixture = Self::peer(with_options(url, &security.server_options(&folder)))?;
+        Some(fixture.calling(security.client_options(&folder)))
     }
 
     /// The same with these options behind the `?` of the clients' URLs only.
     #[must_use]
-    pub fn calling(mut self, options: &'static str) -> Self {
-        self.calling = options;
+    pub fn calling(mut self, options: impl Into<String>) -> Self {
+        self.calling = options.into();
         self
     }
 
@@ -148,7 +190,7 @@ impl Fixture {
         Stage {
             prefix: unique(&case.replace('_', "-")),
             place: self.place.clone(),
-            calling: self.calling,
+            calling: self.calling.clone(),
             serving: self.serving,
             hub: Memory::new(),
             capabilities,
@@ -210,7 +252,7 @@ fn log() {
 pub struct Stage {
     prefix: String,
     place: Place,
-    calling: &'static str,
+    calling: String,
     serving: Option<Guarantee>,
     hub: Memory,
     capabilities: Option<Capabilities>,
@@ -249,6 +291,17 @@ impl Stage {
     pub fn broker(&self) -> Option<Kind> {
         match &self.place {
             Place::Broker { kind, .. } => Some(*kind),
+            Place::Memory | Place::Peer(_) => None,
+        }
+    }
+
+    /// Another broker of the same kind, reached by a proxy on this port as well if there is one; `None` if there is no
+    /// broker to be had.
+    pub fn own_broker(&self, link: Option<u16>) -> Option<Broker> {
+        match &self.place {
+            Place::Broker { kind, security, .. } => {
+                or_skip(start_broker(*kind, security.clone(), link))
+            }
             Place::Memory | Place::Peer(_) => None,
         }
     }
@@ -317,7 +370,12 @@ impl Stage {
     /// A server that listens where `earlier` did.
     pub fn server_again(&self, service: &str, router: Router, earlier: &str) -> Server {
         match &self.place {
-            Place::Peer(_) => Server::new(self.service(service), router).listen(earlier),
+            Place::Peer(url) => {
+                let options = url.split_once('?').map_or("", |(_, options)| options);
+                let address = earlier.split('?').next().unwrap_or(earlier);
+                let url = with_options(address, options);
+                Server::new(self.service(service), router).listen(url)
+            }
             Place::Memory | Place::Broker { .. } => self.server(service, router),
         }
     }
@@ -349,11 +407,11 @@ impl Stage {
     /// A client about to be made.
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
         let addresses: Vec<_> = servers.iter().map(|server| server.address()).collect();
-        self.client_builder_at(&addresses)
+        self.client_builder_of(&addresses)
     }
 
     /// The same for servers at these addresses.
-    pub fn client_builder_at(&self, addresses: &[&str]) -> Builder {
+    pub fn client_builder_of(&self, addresses: &[&str]) -> Builder {
         let url = match &self.place {
             Place::Peer(_) => joined(addresses),
             Place::Broker { .. } => self.place.broker_url(),
@@ -366,7 +424,7 @@ impl Stage {
     pub fn client_builder_at(&self, url: &str) -> Builder {
         let endpoint: Endpoint = match &self.place {
             Place::Memory => (&self.hub).into(),
-            Place::Peer(_) | Place::Broker { .. } => with_options(url, self.calling).into(),
+            Place::Peer(_) | Place::Broker { .. } => with_options(url, &self.calling).into(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
         Client::builder(endpoint)
@@ -391,15 +449,35 @@ fn with_options(url: &str, options: &str) -> String {
     }
 }
 
-/// `scheme://one` and `scheme://two` as `scheme://one,two`.
+/// `scheme://one?a=b` and `scheme://two?a=b` as `scheme://one,two?a=b`.
 fn joined(addresses: &[&str]) -> String {
-    let mut url = addresses[0].to_owned();
+    let (first, options) = addresses[0].split_once('?').unwrap_or((addresses[0], ""));
+    let mut url = first.to_owned();
     for address in &addresses[1..] {
         let (_, host) = address.split_once("://").expect("an address is a URL");
         url.push(',');
-        url.push_str(host);
+        url.push_str(host.split('?').next().unwrap_or(host));
     }
-    url
+    with_options(&url, options)
+}
+
+fn start_broker(
+    kind: Kind,
+    security: Option<Security>,
+    link: Option<u16>,
+) -> Result<Broker, Unavailable> {
+    let options = Options {
+        security,
+        link,
+        ..Options::default()
+    };
+    Broker::start(kind, options)
+}
+
+fn security() -> Security {
+    let made =
+        Authority::new().and_then(|authority| authority.security(&unique("pass").replace('-', "")));
+    made.expect("certificates can be made")
 }
 
 /// Answers with what it was sent.

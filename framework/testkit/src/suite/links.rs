@@ -13,7 +13,7 @@ use super::{
     fixture::{Stage, echo},
     witness::{Crowd, Gate, Record, within},
 };
-use crate::{Broker, Options, Proxy, Way, or_skip};
+use crate::{Broker, Proxy, Way};
 
 /// What no transport needs to notice that a link is dead and to be where it was before: heartbeats that go unanswered,
 /// sessions that run out, and a machine with other things to do.
@@ -47,22 +47,20 @@ impl Linked {
             return None;
         }
         let link = Proxy::start().await.expect("a proxy starts");
-        let Some(kind) = stage.broker() else {
+        if stage.broker().is_none() {
             return Some(Self {
                 behind: stage.clone(),
                 direct: stage,
                 link,
                 _broker: None,
             });
-        };
-        let options = Options {
-            link: Some(link.port()),
-            ..Options::default()
-        };
-        let started = tokio::task::spawn_blocking(move || Broker::start(kind, options));
-        let broker = or_skip(started.await.expect("no panic"))?;
+        }
+        let (own, proxy) = (stage.clone(), link.port());
+        let started = tokio::task::spawn_blocking(move || own.own_broker(Some(proxy)));
+        let broker = started.await.expect("no panic")?;
         link.forward_to(broker.link_port());
-        let url = format!("{kind}://127.0.0.1:{}", link.port());
+        let port = |port: u16| format!("127.0.0.1:{port}");
+        let url = broker.url().replace(&port(broker.port()), &port(proxy));
         Some(Self {
             behind: stage.clone().moved_to(url),
             direct: stage.moved_to(broker.url()),

@@ -4,7 +4,7 @@ use std::{future::poll_fn, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 use super::{super::Settings, *};
@@ -38,7 +38,7 @@ async fn strangers() -> (Connection, TcpStream) {
     let client = TcpStream::connect(address).await.unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let shared = Arc::new(Shared::new(&settings, &subscription));
-    (Connection::new(socket, peer, shared), client)
+    (Connection::new(Stream::Plain(socket), peer, shared), client)
 }
 
 /// The same, and the client has been greeted.
