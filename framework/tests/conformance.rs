@@ -23,9 +23,6 @@ nestling_testkit::conformance! {
     redis_tls => Fixture::secure_broker(Kind::Redis, "");
     kafka => Fixture::broker(Kind::Kafka, "");
     kafka_nest => Fixture::broker(Kind::Kafka, "").map(|kafka| kafka.calling("wire=nest"));
-}
-
-#[cfg(feature = "kafka-tls")]
-nestling_testkit::conformance! {
+    #[cfg(feature = "kafka-tls")]
     kafka_tls => Fixture::secure_broker(Kind::Kafka, "");
 }

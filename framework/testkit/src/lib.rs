@@ -17,9 +17,9 @@
 
 mod brokers;
 mod cache;
-pub mod clock;
 #[cfg(feature = "suite")]
 mod certificates;
+pub mod clock;
 pub mod nestjs;
 mod process;
 #[cfg(feature = "suite")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nestling::{Client, Code, Context, Payload, Router, RpcError, transport::Order};
+use nestling::{Client, Code, Context, Payload, Router, RpcError};
 use tokio::task::yield_now;
 
 use super::{

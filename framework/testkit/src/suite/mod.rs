@@ -46,8 +46,9 @@ pub use fixture::{Fixture, Stage, run};
 /// ```
 #[macro_export]
 macro_rules! conformance {
-    ($($transport:ident => $fixture:expr;)*) => {
-        $(mod $transport {
+    ($($(#[$attribute:meta])* $transport:ident => $fixture:expr;)*) => {
+        $($(#[$attribute])*
+        mod $transport {
             #[allow(unused_imports, reason = "the fixture may be named by its path")]
             use super::*;
 
