@@ -293,7 +293,8 @@ impl Router {
     ///   has handed out as many events as may be in work at once, and at least 1024, is not asked for
     ///   more.
     ///
-    /// A stream has its place until it ends, an event during each try.
+    /// A stream has its place until it ends, an event during each try. It is a
+    /// [`Server`](crate::Server) that keeps to it, and not a router that is called in place.
     ///
     /// ```
     /// use nestling::{Payload, Router, RpcError};

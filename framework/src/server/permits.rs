@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-/// The way back to a permit for what waited at one source: one at a time, in the order of asking.
+/// The way back to a permit for the events, or for the messages, that waited at one source: one at a time, in the order of asking.
 ///
 /// Permits go to those who ask first. A thousand events that ask for their next try would all be
 /// served before the sources that ask for one; so, they take turns with them.

@@ -102,7 +102,8 @@ impl Loop {
         let stop = Box::pin(self.stop.clone().cancelled_owned());
         let unsettled = self.limits.max_in_flight.max(LEAST_UNSETTLED);
         let mut driver = Driver {
-            turnstile: Turnstile::new(Arc::clone(&self.permits)),
+            for_events: Turnstile::new(Arc::clone(&self.permits)),
+            for_messages: Turnstile::new(Arc::clone(&self.permits)),
             unsettled: Arc::new(Semaphore::new(unsettled)),
             shared: self,
             source,
@@ -125,7 +126,9 @@ struct Driver {
     batch: Vec<Delivery>,
     in_work: TaskTracker,
     lanes: Lanes,
-    turnstile: Turnstile,
+    /// Two, because there may be many events, and messages have a deadline.
+    for_events: Turnstile,
+    for_messages: Turnstile,
     /// Room for events that are not settled; only this driver takes of it.
     unsettled: Arc<Semaphore>,
 }
@@ -253,7 +256,7 @@ impl Driver {
                 self.permit().await
             }
             Started::Waiting(waiting) => {
-                let (turnstile, abort) = (self.turnstile.clone(), self.shared.abort.clone());
+                let (turnstile, abort) = (self.for_messages.clone(), self.shared.abort.clone());
                 // A message has its room in the handler's queue.
                 let is_event = delivery.kind == Kind::Event;
                 let room = is_event.then(|| self.room());
@@ -264,7 +267,7 @@ impl Driver {
                 self.next_permit(Some(permit)).await
             }
             Started::Event(mut event) => {
-                let (shared, turnstile) = (Arc::clone(&self.shared), self.turnstile.clone());
+                let (shared, turnstile) = (Arc::clone(&self.shared), self.for_events.clone());
                 let room = self.room();
                 let left = event.hand_over(permit);
                 self.in_work.spawn(async move {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use nestling::Client;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    handlers::{GATHERED, PLACES, QUICK, SERVICES, full},
+    handlers::{GATHERED, PLACES, QUICK, SERVICES, SLOW, full},
     world::{CALL_TRIES, COOL_DOWN, IN_FLIGHT, Manners, PROBES, World},
 };
 
@@ -22,6 +22,9 @@ impl World {
         self.check_outage().await;
         // The longest cool-down there is.
         sleep(COOL_DOWN * 16).await;
+        // A probe of which nothing is heard holds up none behind it.
+        let given_up = timeout(Duration::from_millis(100), self.call("safe", SLOW)).await;
+        assert!(given_up.is_err(), "{given_up:?}");
         self.check_that_calls_succeed(QUICK + 1000).await;
         self.check_tries();
         assert_eq!(self.lossy.remembered(), (0, 0), "calls are remembered");

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::pending,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,8 +17,10 @@ use crate::shared::{Counted, Gauge, Shared};
 pub(crate) const SERVICES: [&str; 2] = ["one", "two"];
 /// How many of one handler's messages and events a replica works on at once.
 pub(crate) const PLACES: usize = 2;
-/// Calls from here on are answered at once, and those from `GATHERED` on when `PLACES` of them are there.
+/// Calls from here on are answered at once, those from `SLOW` on after a while, and those from `GATHERED` on when
+/// `PLACES` of them are there.
 pub(crate) const QUICK: u64 = 1000;
+pub(crate) const SLOW: u64 = 500_000;
 pub(crate) const GATHERED: u64 = 1_000_000;
 
 /// How often each call has run.
@@ -62,7 +65,12 @@ impl Handlers {
             Box::pin(async move {
                 let in_work = [all.enter(), own.enter()];
                 let pause = shared.pick(0..200).saturating_sub(100);
-                let fails = shared.pick(0..100) < 40;
+                let luck = shared.pick(0..100);
+                if luck < 3 {
+                    // Until its time is over.
+                    pending::<()>().await;
+                }
+                let fails = luck < 40;
                 sleep(Duration::from_millis(pause)).await;
                 drop(in_work);
                 // Every fifth event is poison.
@@ -91,7 +99,11 @@ impl Handlers {
             let in_work = [all.enter(), own.enter()];
             *runs.lock().unwrap().entry((kind, n)).or_default() += 1;
             shared.tell(format_args!("{kind} {n} runs"));
-            let pause = if n < QUICK { shared.pick(0..600) } else { 0 };
+            let pause = match n {
+                0..QUICK => shared.pick(0..600),
+                SLOW.. => 300,
+                _ => 0,
+            };
             Box::pin(answer(n, Duration::from_millis(pause), in_work))
         }
     }
