@@ -5,9 +5,9 @@ use nestling_testkit::{Kind, suite::Fixture};
 
 nestling_testkit::conformance! {
     memory => Fixture::memory();
-    tcp => Fixture::peer("tcp://127.0.0.1:0");
+    tcp => Fixture::peer("tcp://127.0.0.1:0").map(Fixture::keeping);
     tcp_nest => Fixture::peer("tcp://127.0.0.1:0").map(|tcp| tcp.calling("wire=nest"));
-    nats => Fixture::broker(Kind::Nats, "");
+    nats => Fixture::broker(Kind::Nats, "").map(Fixture::keeping);
     jetstream => Fixture::broker(Kind::Nats, "events=jetstream");
     nats_nest => Fixture::broker(Kind::Nats, "").map(|nats| nats.calling("wire=nest"));
     redis => Fixture::broker(Kind::Redis, "");

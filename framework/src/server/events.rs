@@ -25,7 +25,7 @@ use crate::{
     envelope::header,
     error::RpcError,
     router::Route,
-    transport::{Delivery, Only, Outcome, Rejection, Responder},
+    transport::{Delivery, Kind, Only, Outcome, Rejection, Responder},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -87,7 +87,14 @@ impl Lanes {
             .map(|(place, event)| Handling::new(place, event.route.clone(), &cx))
             .collect();
         if cx.attempt() > shared.attempts(origin) {
-            return Started::Settle(Outcome::Reject(worn_out(&cx, &handlers)));
+            let worn_out = Some(worn_out(&cx, &handlers));
+            let handlers = Vec::new();
+            return Started::Event(Event {
+                turn,
+                origin,
+                handlers,
+                worn_out,
+            });
         }
         let [only] = &mut handlers[..] else {
             return Self::queued(turn, origin, handlers);
@@ -112,6 +119,7 @@ impl Lanes {
             turn,
             origin,
             handlers,
+            worn_out: None,
         })
     }
 }
@@ -121,6 +129,8 @@ pub(super) struct Event {
     turn: Turn,
     origin: Origin,
     handlers: Vec<Handling>,
+    /// It has had all its tries before, and gets no more.
+    worn_out: Option<Rejection>,
 }
 
 /// One handler of an event: each succeeds, is retried and fails apart from the others.
@@ -145,8 +155,10 @@ impl Event {
             turn,
             origin,
             handlers,
+            worn_out,
         } = self;
         let attempts = shared.attempts(origin);
+        let is_event = delivery.kind == Kind::Event;
         let responder = Mutex::new(delivery.responder());
         let work = async {
             let guard = match turn {
@@ -159,9 +171,15 @@ impl Event {
                 .map(|handling| handling.run(shared, attempts, &responder));
             let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
-            match Failure::join(failures) {
+            match worn_out.or_else(|| Failure::join(failures)) {
                 None => Outcome::Ack,
-                Some(rejection) => Outcome::Reject(rejection),
+                Some(rejection) => {
+                    if is_event {
+                        let (kept, service) = (&shared.limits.kept, shared.service());
+                        kept.keep(service, origin, &rejection).await;
+                    }
+                    Outcome::Reject(rejection)
+                }
             }
         };
         // What is given back must not be overtaken by what waits behind it.

@@ -1,4 +1,5 @@
-//! Events and the database, in one transaction: [`Outbox`] and [`Inbox`] over SQLite.
+//! Events and the database, in one transaction: [`Outbox`] and [`Inbox`] over SQLite; and
+//! [`DeadLetterTable`], for those that a service gives up.
 //!
 //! A service that changes its state and then emits an event can crash in between; one that handles
 //! an event and then acknowledges it can crash in between too. So the event is written to the
@@ -45,6 +46,7 @@ pub use self::{
     relay::Relay,
 };
 use crate::error::RpcError;
+pub use crate::transport::sqlite::DeadLetterTable;
 
 /// Opens a service's database file, making it if it is not there: write-ahead log, foreign keys on,
 /// writers queue for up to five seconds.

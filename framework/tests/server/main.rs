@@ -8,6 +8,7 @@
 
 mod calls;
 mod events;
+mod kept;
 mod layers;
 mod limits;
 mod seam;
