@@ -27,7 +27,7 @@ use crate::{
     envelope::header,
     error::RpcError,
     router::{EventRoute, Place},
-    transport::{Delivery, Only, Outcome, Rejection, Responder},
+    transport::{Delivery, Kind, Only, Outcome, Rejection, Responder},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -89,7 +89,14 @@ impl Lanes {
             .map(|(place, event)| Handling::new(place, event.clone(), &cx))
             .collect();
         if cx.attempt() > shared.attempts(origin) {
-            return Started::Settle(Outcome::Reject(worn_out(&cx, &handlers)));
+            let worn_out = Some(worn_out(&cx, &handlers));
+            let handlers = Vec::new();
+            return Started::Event(Event {
+                turn,
+                origin,
+                handlers,
+                worn_out,
+            });
         }
         let [only] = &mut handlers[..] else {
             return Self::queued(turn, origin, handlers);
@@ -123,6 +130,7 @@ impl Lanes {
             turn,
             origin,
             handlers,
+            worn_out: None,
         })
     }
 }
@@ -132,6 +140,8 @@ pub(super) struct Event {
     turn: Turn,
     origin: Origin,
     handlers: Vec<Handling>,
+    /// It has had all its tries before, and gets no more.
+    worn_out: Option<Rejection>,
 }
 
 /// One handler of an event: each succeeds, is retried and fails apart from the others.
@@ -183,8 +193,10 @@ impl Event {
             turn,
             origin,
             handlers,
+            worn_out,
         } = self;
         let attempts = shared.attempts(origin);
+        let is_event = delivery.kind == Kind::Event;
         let responder = Mutex::new(delivery.responder());
         let work = async {
             let guard = match turn {
@@ -197,9 +209,15 @@ impl Event {
                 .map(|handling| handling.run(shared, turnstile, attempts, &responder));
             let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
-            match Failure::join(failures) {
+            match worn_out.or_else(|| Failure::join(failures)) {
                 None => Outcome::Ack,
-                Some(rejection) => Outcome::Reject(rejection),
+                Some(rejection) => {
+                    if is_event {
+                        let (kept, service) = (&shared.limits.kept, shared.service());
+                        kept.keep(service, origin, &rejection).await;
+                    }
+                    Outcome::Reject(rejection)
+                }
             }
         };
         // What is given back must not be overtaken by what waits behind it.

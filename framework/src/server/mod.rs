@@ -1,6 +1,7 @@
 //! [`Server`]: receives what a [`Router`] handles, on any number of transports at once.
 
 mod events;
+mod kept;
 mod message;
 mod permits;
 mod run;
@@ -15,14 +16,15 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use self::run::Loop;
+use self::{kept::Kept, run::Loop};
 pub use self::signals::Signals;
 use crate::{
     contract::Guarantee,
     endpoint::{Endpoint, Endpoints},
     router::Router,
     transport::{
-        Error, EventPattern, MessagePattern, ServerTransport, Source, Sources, Subscription,
+        DeadLetterStore, Error, EventPattern, MessagePattern, ServerTransport, Source, Sources,
+        Subscription,
     },
 };
 
@@ -53,6 +55,7 @@ struct Limits {
     drain_timeout: Duration,
     attempts: u32,
     first_delay: Duration,
+    kept: Kept,
 }
 
 /// Why a server did not start, or what made it stop.
@@ -131,6 +134,7 @@ impl Server {
                 drain_timeout: Duration::from_secs(10),
                 attempts: 6,
                 first_delay: Duration::from_millis(100),
+                kept: Kept::default(),
             },
         }
     }
@@ -204,6 +208,15 @@ impl Server {
         self
     }
 
+    /// Where the service keeps the events it gives up that arrived by a transport which keeps none (TCP,
+    /// NATS without JetStream, NestJS's Redis channels): in a
+    /// [`DeadLetterTable`](crate::sqlite::DeadLetterTable), for one. Without this they are only logged.
+    #[must_use]
+    pub fn dead_letters(mut self, store: impl DeadLetterStore) -> Self {
+        self.limits.kept = Kept(Some(Arc::new(store)));
+        self
+    }
+
     /// Runs until SIGINT or SIGTERM, then drains; a second signal ends it at once, as a crash would.
     ///
     /// # Errors
@@ -270,6 +283,7 @@ impl Server {
             let origin = Origin {
                 name: input.transport.name(),
                 guarantee: input.transport.capabilities().events,
+                dead_letters: input.transport.capabilities().dead_letters,
             };
             all.push(tagged(sources, origin));
             transports.push((input.transport, url));
@@ -297,6 +311,8 @@ impl Server {
 struct Origin {
     name: &'static str,
     guarantee: Guarantee,
+    /// It keeps what is given up.
+    dead_letters: bool,
 }
 
 type Tagged = futures_util::stream::BoxStream<'static, (Origin, Box<dyn Source>)>;

@@ -1,4 +1,5 @@
-//! Events and the database, in one transaction: [`Outbox`] and [`Inbox`] over SQLite.
+//! Events and the database, in one transaction: [`Outbox`] and [`Inbox`] over SQLite; and
+//! [`DeadLetterTable`], for those that a service gives up.
 //!
 //! A service that changes its state and then emits an event can crash in between; one that handles
 //! an event and then acknowledges it can crash in between too. So the event is written to the
@@ -47,6 +48,7 @@ pub use self::{
     relay::Relay,
 };
 use crate::error::RpcError;
+pub use crate::transport::sqlite::DeadLetterTable;
 
 /// How long writers queue.
 const BUSY: Duration = Duration::from_secs(5);

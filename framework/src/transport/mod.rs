@@ -35,6 +35,8 @@ mod nest;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "sqlx")]
+pub(crate) mod sqlite;
 #[cfg(feature = "tcp")]
 mod tcp;
 #[cfg_attr(
@@ -63,7 +65,7 @@ pub(crate) use self::dead_letters::Only;
 pub use self::{
     address::Address,
     calls::{Call, Calls, WINDOW},
-    dead_letters::{DeadLetter, DeadLetters, replay},
+    dead_letters::{DeadLetter, DeadLetterStore, DeadLetters, replay},
     error::{Error, ErrorKind},
     memory::Memory,
     pending::{Control, Item, Pending, Replies},
@@ -172,7 +174,7 @@ pub enum Outcome {
         after: Duration,
     },
     /// The service has given an event up: it goes to the dead letters, if the transport has them, and
-    /// is then acknowledged.
+    /// is then acknowledged. Where it has none, the server has kept it already, or nobody does.
     Reject(Rejection),
 }
 
@@ -518,6 +520,13 @@ pub(crate) async fn open_client(
 
 /// Opens the dead letters of what `url` names.
 pub(crate) async fn open_dead_letters(url: &str) -> Result<Arc<dyn DeadLetters>, Error> {
+    #[cfg(feature = "sqlx")]
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return Ok(Arc::new(
+            sqlite::DeadLetterTable::find_in(path.as_ref()).await?,
+        ));
+    }
     let (scheme, address) = find(url)?;
     match scheme.dead_letters {
         Some(open) => open(address).await,

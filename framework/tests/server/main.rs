@@ -9,6 +9,7 @@
 mod calls;
 mod events;
 mod in_flight;
+mod kept;
 mod layers;
 mod limits;
 mod seam;

@@ -1,7 +1,10 @@
 //! The order service as a process of its own.
 
 use clap::Parser;
-use nestling::{service::Config, sqlite};
+use nestling::{
+    service::Config,
+    sqlite::{self, DeadLetterTable},
+};
 use order::{Clock, Deps};
 
 /// Carts, checkout and orders.
@@ -26,8 +29,10 @@ async fn main() -> anyhow::Result<()> {
     } = Arguments::parse();
     service.init_logging();
     let client = |url: &str| service.client("order", url).policy(order::policy());
+    let pool = sqlite::open(service.file("order.db")?).await?;
+    let dead_letters = DeadLetterTable::open(pool.clone()).await?;
     let app = order::start(Deps {
-        pool: sqlite::open(service.file("order.db")?).await?,
+        pool,
         product: client(&product).build().await?,
         payment: client(&payment).build().await?,
         bus: service.bus("order").await?,
@@ -40,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     service
         .server("order", app.router)
+        .dead_letters(dead_letters)
         // Money and stock hang on its events: none is given up before somebody has seen to it.
         .retry(1_000, std::time::Duration::from_millis(100))
         .run()

@@ -10,6 +10,7 @@ use std::{
 
 use nestling::{
     Builder, Client, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
+    sqlite::{self, DeadLetterTable},
     transport::{Capabilities, DeadLetters, Memory},
 };
 use tokio::runtime::{self, Runtime};
@@ -33,6 +34,7 @@ pub struct Fixture {
     _broker: Option<Broker>,
     calling: String,
     serving: Option<Guarantee>,
+    keeping: bool,
     capabilities: OnceLock<Capabilities>,
 }
 
@@ -78,6 +80,7 @@ impl Fixture {
             _broker: None,
             calling: String::new(),
             serving: None,
+            keeping: false,
             capabilities: OnceLock::new(),
         })
     }
@@ -153,6 +156,13 @@ impl Fixture {
         self
     }
 
+    /// Servers keep what they give up in a table, as the transport does not: cases about dead letters find them there.
+    #[must_use]
+    pub fn keeping(mut self) -> Self {
+        self.keeping = true;
+        self
+    }
+
     /// The same broker by another scheme than its URL has.
     #[must_use]
     pub fn scheme(mut self, scheme: &'static str) -> Self {
@@ -183,7 +193,13 @@ impl Fixture {
 
     async fn stage(&self, case: &str) -> Stage {
         let capabilities = self.probed().await;
-        self.stage_with(case, Some(capabilities))
+        let mut stage = self.stage_with(case, Some(capabilities));
+        if self.keeping {
+            let pool = sqlite::open_in_memory().await.expect("SQLite is there");
+            let table = DeadLetterTable::open(pool).await;
+            stage.table = Some(table.expect("a table is made"));
+        }
+        stage
     }
 
     fn stage_with(&self, case: &str, capabilities: Option<Capabilities>) -> Stage {
@@ -193,6 +209,7 @@ impl Fixture {
             calling: self.calling.clone(),
             serving: self.serving,
             hub: Memory::new(),
+            table: None,
             capabilities,
         }
     }
@@ -216,7 +233,8 @@ pub fn run<F: Future<Output = ()>>(
     let runtime = runtime();
     runtime.block_on(async {
         let stage = fixture.stage(case).await;
-        let capabilities = stage.capabilities();
+        let mut capabilities = stage.capabilities();
+        capabilities.dead_letters |= stage.table.is_some();
         if let Some((lacks, _)) = needs.iter().find(|(_, has)| !has(&capabilities)) {
             eprintln!("off: the transport does not declare `{lacks}`");
             return;
@@ -255,6 +273,7 @@ pub struct Stage {
     calling: String,
     serving: Option<Guarantee>,
     hub: Memory,
+    table: Option<DeadLetterTable>,
     capabilities: Option<Capabilities>,
 }
 
@@ -356,6 +375,9 @@ impl Stage {
 
     /// What services have given up.
     pub async fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        if let Some(table) = &self.table {
+            return Arc::new(table.clone());
+        }
         let endpoint = self.endpoint();
         within("dead letters to open", endpoint.dead_letters())
             .await
@@ -364,7 +386,11 @@ impl Stage {
 
     /// A server that listens on the transport.
     pub fn server(&self, service: &str, router: Router) -> Server {
-        Server::new(self.service(service), router).listen(self.endpoint())
+        let server = Server::new(self.service(service), router).listen(self.endpoint());
+        match &self.table {
+            Some(table) => server.dead_letters(table.clone()),
+            None => server,
+        }
     }
 
     /// A server that listens where `earlier` did.
