@@ -1,7 +1,11 @@
 //! What is JetStream's own: what the streams keep, and how long.
 
 #![cfg(feature = "nats")]
-#![allow(clippy::disallowed_methods, reason = "the tasks of a test end with it")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may fail, and its tasks end with it"
+)]
 
 use std::time::Duration;
 
