@@ -1,6 +1,7 @@
 //! A broker that comes back without its data: services make again what they need there, and go on.
 
 #![cfg(all(feature = "nats", feature = "redis", feature = "kafka"))]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::time::Duration;
 

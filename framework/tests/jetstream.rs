@@ -1,6 +1,11 @@
 //! What is JetStream's own: what the streams keep, and how long.
 
 #![cfg(feature = "nats")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may fail, and its tasks end with it"
+)]
 
 use std::time::Duration;
 
@@ -15,7 +20,7 @@ use nestling_testkit::{
 };
 use serde_json::Value;
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
 };
 
@@ -184,21 +189,74 @@ async fn many_dead_letters_of_an_odd_service_are_paged() {
     );
 }
 
-/// A way to a broker, and who has taken it.
-async fn counted_way(broker: u16) -> (String, &'static Record<()>) {
+/// A way to a broker, and who has taken it. It breaks when the first message comes by with these
+/// bytes, which never arrives.
+async fn way(broker: u16, broken_by: &'static str) -> (String, &'static Record<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
     let connections = Record::new();
+    let whole = Gate::new();
     tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
+        while let Ok((near, _)) = listener.accept().await {
             connections.push(());
             tokio::spawn(async move {
-                let mut far = TcpStream::connect(("127.0.0.1", broker)).await?;
-                copy_bidirectional(&mut near, &mut far).await
+                let far = TcpStream::connect(("127.0.0.1", broker)).await?;
+                let ((mut near, mut back), (mut answers, mut far)) =
+                    (near.into_split(), far.into_split());
+                let there = async {
+                    let mut bytes = vec![0; 64 * 1024];
+                    loop {
+                        let count = near.read(&mut bytes).await?;
+                        let text = String::from_utf8_lossy(&bytes[..count]);
+                        let is_last = !broken_by.is_empty() && text.contains(broken_by);
+                        if count == 0 || is_last && !whole.is_open() {
+                            whole.open();
+                            return Ok::<_, std::io::Error>(());
+                        }
+                        far.write_all(&bytes[..count]).await?;
+                    }
+                };
+                tokio::select! {
+                    ended = there => ended,
+                    ended = copy(&mut answers, &mut back) => ended.map(drop),
+                }
             });
         }
     });
     (url, connections)
+}
+
+/// The connection breaks between storing a dead letter and acknowledging its event: the event comes
+/// again, and is one dead letter all the same.
+#[tokio::test]
+async fn a_dead_letter_whose_event_is_not_acknowledged_in_time_is_one() {
+    if broker_or_skip(Kind::Nats).is_none() {
+        return;
+    }
+    let broker = Broker::start(Kind::Nats, Options::default()).unwrap();
+    let url = broker.url();
+    let (way, connections) = way(broker.port(), "+TERM").await;
+    let seen = Record::new();
+    let refuse = move || async move {
+        seen.push(());
+        Err::<(), _>(RpcError::invalid_argument("never"))
+    };
+    let router = Router::new().event_with("a.b", Guarantee::AtLeastOnce, refuse);
+    let server = start(&way, "one", router).await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    client.emit_at("a.b", &1).await.unwrap();
+    let nats = async_nats::connect(&url).await.unwrap();
+    connections.at_least(2).await;
+    assert_eq!(kept(&nats, "nestling-dead-letters").await, 1);
+    assert_eq!(kept(&nats, "nestling-events").await, 1);
+    seen.at_least(2).await;
+    eventually("the event to be settled", async || {
+        (kept(&nats, "nestling-events").await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(kept(&nats, "nestling-dead-letters").await, 1);
+    assert_eq!(seen.count(), 2);
+    server.shutdown().await;
 }
 
 /// However a service names its broker, it is listened to by one connection.
@@ -224,7 +282,7 @@ async fn messages_and_events_of_one_broker_come_by_one_connection() {
     };
     let client = Client::connect(durable(&url)).await.unwrap();
     let nats = async_nats::connect(&url).await.unwrap();
-    let (way, connections) = counted_way(broker.port()).await;
+    let (way, connections) = way(broker.port(), "").await;
     let mut expected = 0;
     for (round, (listen, events)) in [
         (durable(&way), None),

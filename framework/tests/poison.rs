@@ -2,6 +2,7 @@
 //! it is not. A service here is a process of its own, which is this test program once more.
 
 #![cfg(all(feature = "nats", feature = "redis", feature = "kafka"))]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::{
     env,
