@@ -51,13 +51,8 @@ use crate::{
     transport::Task,
 };
 
-/// How long writers queue.
-const BUSY: Duration = Duration::from_secs(5);
-/// The longest pause before a file is opened again that somebody else is just making.
-const OPENING_AGAIN: Duration = Duration::from_millis(20);
-
 /// Opens a service's database file, making it if it is not there: write-ahead log, foreign keys on,
-/// writers queue for up to five seconds. Replicas may open one at the same time.
+/// writers queue for up to five seconds.
 ///
 /// # Errors
 /// When the file cannot be opened.
@@ -68,18 +63,11 @@ pub async fn open(path: impl AsRef<Path>) -> Result<SqlitePool, sqlx::Error> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal)
         .foreign_keys(true)
-        .busy_timeout(BUSY);
-    let deadline = Instant::now() + BUSY;
-    loop {
-        let pool = SqlitePoolOptions::new().max_connections(8);
-        match pool.connect_with(options.clone()).await {
-            // SQLite lets nobody queue for the change of a new file to write-ahead logging.
-            Err(error) if is_busy(&error) && Instant::now() < deadline => {
-                sleep(OPENING_AGAIN.mul_f64(fastrand::f64())).await;
-            }
-            opened => return opened,
-        }
-    }
+        .busy_timeout(Duration::from_secs(5));
+    SqlitePoolOptions::new()
+        .max_connections(8)
+        .connect_with(options)
+        .await
 }
 
 /// Opens a database in memory, with one connection: for tests and for a whole system in one process.
@@ -102,23 +90,20 @@ pub async fn open_in_memory() -> Result<SqlitePool, sqlx::Error> {
 /// A database that cannot be reached in time is `Unavailable`; anything else is a fault of ours.
 impl From<sqlx::Error> for RpcError {
     fn from(error: sqlx::Error) -> Self {
-        if is_busy(&error) {
+        let is_busy = match &error {
+            sqlx::Error::PoolTimedOut => true,
+            // SQLITE_BUSY and its extended codes share the low byte 5.
+            sqlx::Error::Database(database) => database
+                .code()
+                .and_then(|code| code.parse::<u32>().ok())
+                .is_some_and(|code| code & 0xff == 5),
+            _ => false,
+        };
+        if is_busy {
             Self::unavailable("the database is busy").with_source(error)
         } else {
             Self::internal(error)
         }
-    }
-}
-
-fn is_busy(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::PoolTimedOut => true,
-        // SQLITE_BUSY and its extended codes share the low byte 5.
-        sqlx::Error::Database(database) => database
-            .code()
-            .and_then(|code| code.parse::<u32>().ok())
-            .is_some_and(|code| code & 0xff == 5),
-        _ => false,
     }
 }
 
