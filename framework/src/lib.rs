@@ -85,7 +85,7 @@ pub use self::{
     introspect::{Check, Gauge, Health, Info, Introspection},
     layer::{Intercept, Next, guard, intercept},
     router::{Controller, Route, Router},
-    server::{Running, Server, StartError},
+    server::{Running, Server, Signals, StartError},
 };
 
 /// The code in the README, which is compiled and run like any other example.

@@ -8,11 +8,9 @@ use crate::{
     client::{Builder, Client},
     endpoint::Endpoints,
     router::Router,
-    server::Server,
+    server::{Server, Signals},
     transport::Error,
 };
-
-pub use crate::server::Signals;
 
 /// The command line that services share; flatten it into your own.
 ///

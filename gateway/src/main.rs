@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, bail};
 use clap::Parser;
 use gateway::{Clients, Urls};
-use nestling::service::{Drain, Signals, init_logging};
+use nestling::{
+    Signals,
+    service::{Drain, init_logging},
+};
 use tokio::{net::TcpListener, sync::oneshot};
 
 /// Services that are started together with the gateway get this long to come up.

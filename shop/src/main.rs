@@ -9,10 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use gateway::Urls;
-use nestling::{
-    service::{Drain, Signals},
-    transport::Memory,
-};
+use nestling::{Signals, service::Drain, transport::Memory};
 use shop::{Layout, Shop, Staff, import, seed};
 use tokio::{net::TcpListener, sync::oneshot};
 

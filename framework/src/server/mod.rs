@@ -16,8 +16,8 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use self::{kept::Kept, run::Loop};
 pub use self::signals::Signals;
+use self::{kept::Kept, run::Loop};
 use crate::{
     contract::Guarantee,
     endpoint::{Endpoint, Endpoints},
