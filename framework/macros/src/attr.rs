@@ -206,10 +206,13 @@ impl Pattern {
             }
         } else if !(input.peek(Ident::peek_any) && input.peek2(Token![=])) {
             let (name, example) = (kind.attribute(), kind.example());
-            return Err(input.error(format!(
-                "expected a pattern in quotes, `#[{name}(\"{example}\")]`, \
-                 or `#[{name}]` for that of the first argument's contract"
-            )));
+            return Err(Error::new(
+                input.span(),
+                format!(
+                    "expected a pattern in quotes, `#[{name}(\"{example}\")]`, \
+                     or `#[{name}]` for that of the first argument's contract"
+                ),
+            ));
         }
         let mut most = None;
         keys(input, |key, input| match key.to_string().as_str() {
