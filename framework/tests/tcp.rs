@@ -458,7 +458,12 @@ async fn a_peer_that_does_not_read_gets_no_more_replies_made() {
     // What the kernel buffers on both sides, the high-water mark and one batch.
     assert!(made.load(Ordering::Relaxed) < 400, "{made:?}");
     for _ in 0..1000 {
-        assert_eq!(raw.read().await.len(), 100_005);
+        let mut reply = raw.read().await;
+        // On a slow machine it is asked meanwhile whether it is still there.
+        while reply == [6] {
+            reply = raw.read().await;
+        }
+        assert_eq!(reply.len(), 100_005);
     }
 }
 

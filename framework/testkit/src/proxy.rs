@@ -35,6 +35,7 @@ pub enum Way {
 
 struct Shared {
     target: watch::Sender<Option<u16>>,
+    made: watch::Sender<u64>,
     state: watch::Sender<State>,
 }
 
@@ -71,6 +72,7 @@ impl Proxy {
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             target: watch::Sender::new(None),
+            made: watch::Sender::new(0),
             state: watch::Sender::new(State::default()),
         });
         let accepting = Task::spawn(accept(listener, Arc::clone(&shared)));
@@ -85,6 +87,19 @@ impl Proxy {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Waits until `count` connections have been made since it started.
+    pub async fn has_made(&self, count: u64) {
+        let mut made = self.shared.made.subscribe();
+        let reached = made.wait_for(|made| *made >= count).await.is_ok();
+        assert!(reached, "the proxy owns the sender");
+    }
+
+    /// How many connections have been made since it started.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        *self.shared.made.borrow()
     }
 
     /// Forwards what connects from now on to this port.
@@ -158,6 +173,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         let state = shared.state.subscribe();
         let generation = state.borrow().generation;
+        shared.made.send_modify(|made| *made += 1);
         connections.spawn(carry(near, target, state, generation));
     }
 }

@@ -258,6 +258,23 @@ impl Link {
         self.check(result)
     }
 
+    /// Makes sure, while there is nothing to say, that there is a connection and that it answers.
+    pub(super) async fn keep_up(&mut self) -> RedisResult<()> {
+        match self.is_up() {
+            true => self.probe().await,
+            false => self.connect().await,
+        }
+    }
+
+    /// Finds out whether the present connection is still there, if there is one.
+    pub(super) async fn probe(&mut self) -> RedisResult<()> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        let result = connection.send_packed_command(&redis::cmd("PING")).await;
+        self.check(result).map(drop)
+    }
+
     /// Subscribes to more channels, until the connection is lost.
     pub(super) async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
         let Some(connection) = &mut self.connection else {
