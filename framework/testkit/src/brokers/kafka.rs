@@ -25,7 +25,7 @@ const ANSWER_LIMIT: usize = 64 * 1024;
 
 /// A small heap and the first compiler only: ready in two seconds, quick enough for tests and demonstrations.
 const JVM: [&str; 5] = [
-    "-Xmx256m",
+    "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Xshare:auto",
@@ -167,6 +167,8 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<Configured> {
              # Back in three seconds after a kill; with the defaults the controller waits out the old session.\n\
              broker.session.timeout.ms=1500\n\
              broker.heartbeat.interval.ms=300\n\
+             # 128 MiB of the heap by default, and with the partitions of all tests there is none left.\n\
+             log.cleaner.dedupe.buffer.size=8388608\n\
              # A mistyped topic is an error. nestling creates the topics it needs.\n\
              auto.create.topics.enable=false\n\
              {more}\n"
