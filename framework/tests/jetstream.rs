@@ -7,11 +7,15 @@
     reason = "a test may fail, and its tasks end with it"
 )]
 
-use std::time::Duration;
+use std::{
+    future::{Ready, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use nestling::{
-    Client, Context, Endpoint, Guarantee, Router, RpcError, Running, Server, transport::DeadLetter,
+    Client, Context, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
+    transport::DeadLetter,
 };
 use nestling_testkit::{
     Broker, Kind, Options, broker_or_skip,
@@ -370,17 +374,17 @@ async fn an_event_as_large_as_they_come_is_kept_when_it_is_given_up() {
     assert!(dead.list(&service, None, 10).await.unwrap().is_empty());
     // Nothing is left of them, nor in the way of others.
     let nats = async_nats::connect(&url).await.unwrap();
-    let subjects = subjects(&nats, &service).await;
+    let subjects = subjects(&nats, "nestling-dead-letters", &service).await;
     assert!(subjects.is_empty(), "{subjects:?}");
     client.emit_at(next, &1).header("n", "1").await.unwrap();
     seen.at_least(1).await;
     server.shutdown().await;
 }
 
-/// The subjects that have dead letters of a service.
-async fn subjects(nats: &async_nats::Client, service: &str) -> Vec<String> {
-    let body = r#"{"subjects_filter":"_nestling.dead.>"}"#;
-    let subject = "$JS.API.STREAM.INFO.nestling-dead-letters";
+/// The subjects in a stream that are about a service.
+async fn subjects(nats: &async_nats::Client, stream: &str, service: &str) -> Vec<String> {
+    let body = r#"{"subjects_filter":">"}"#;
+    let subject = format!("$JS.API.STREAM.INFO.{stream}");
     let answer = nats.request(subject, body.into()).await.unwrap();
     let info: Value = serde_json::from_slice(&answer.payload).unwrap();
     let subjects = info["state"]["subjects"].as_object();
@@ -389,4 +393,216 @@ async fn subjects(nats: &async_nats::Client, service: &str) -> Vec<String> {
         .filter(|name| name.contains(service))
         .cloned()
         .collect()
+}
+
+fn noting(
+    seen: &'static Record<u32>,
+) -> impl Fn(Payload<u32>) -> Ready<Result<(), RpcError>> + Clone {
+    move |Payload(n)| {
+        seen.push(n);
+        ready(Ok(()))
+    }
+}
+
+/// Ids are their senders' choice: an order that is placed and paid may have one for both facts.
+#[tokio::test]
+async fn events_of_two_patterns_may_share_an_id() {
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("ids");
+    let seen = Record::new();
+    let pattern = |name: &str| -> &'static str { format!("{service}.{name}").leak() };
+    let patterns = [pattern("placed"), pattern("paid")];
+    let mut router = Router::new();
+    for pattern in patterns {
+        router = router.event_with(pattern, Guarantee::AtLeastOnce, noting(seen));
+    }
+    let server = start(&url, &service, router).await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    for (n, pattern) in (1..).zip(patterns) {
+        let event = client.emit_at(pattern, &n);
+        event.header("event-id", &*service).await.unwrap();
+    }
+    let mut all = seen.at_least(2).await;
+    all.sort_unstable();
+    assert_eq!(all, [1, 2]);
+    server.shutdown().await;
+}
+
+/// A replica asks for no more than it has room for, so that what it cannot begin is not its own.
+#[tokio::test]
+async fn a_busy_replica_leaves_the_rest_to_others() {
+    const BUSY: usize = 2;
+
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("busy");
+    let pattern: &'static str = format!("{service}.happened").leak();
+    let (held, seen, gate) = (Record::new(), Record::new(), Gate::new());
+    let hold = move |Payload(n): Payload<u32>| async move {
+        held.push(n);
+        gate.pass().await;
+        Ok::<_, RpcError>(())
+    };
+    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, hold);
+    let busy = Server::new(&*service, router)
+        .listen(durable(&url))
+        .max_in_flight(BUSY);
+    let busy = busy.start().await.unwrap();
+    let client = Client::connect(durable(&url)).await.unwrap();
+    for n in 0..20 {
+        client.emit_at(pattern, &n).await.unwrap();
+    }
+    held.at_least(BUSY).await;
+    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, noting(seen));
+    let other = start(&url, &service, router).await;
+    let all = seen.at_least(20 - BUSY).await;
+    assert_eq!((all.len(), held.count()), (20 - BUSY, BUSY));
+    gate.open();
+    busy.shutdown().await;
+    other.shutdown().await;
+}
+
+/// What this version cannot read waits for one that can, and is not asked for again and again.
+#[tokio::test]
+async fn an_event_of_a_later_version_waits() {
+    const OTHERS: u32 = 30;
+
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("later");
+    let pattern: &'static str = format!("{service}.happened").leak();
+    let seen = Record::new();
+    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, noting(seen));
+    let server = start(&url, &service, router).await;
+    let nats = async_nats::connect(&url).await.unwrap();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("nestling", "99");
+    let subject = format!("_nestling.ev.{pattern}");
+    let stored = nats.request_with_headers(subject, headers, "x".into());
+    stored.await.unwrap();
+    let client = Client::connect(durable(&url)).await.unwrap();
+    for n in 0..OTHERS {
+        client.emit_at(pattern, &n).await.unwrap();
+        seen.at_least(n as usize + 1).await;
+    }
+    let consumer = format!("{service}={service}_2Ehappened");
+    let subject = format!("$JS.API.CONSUMER.INFO.nestling-events.{consumer}");
+    let answer = nats.request(subject, Bytes::new()).await.unwrap();
+    let info: Value = serde_json::from_slice(&answer.payload).unwrap();
+    let delivered = info["delivered"]["consumer_seq"].as_u64().unwrap();
+    // A slow machine may see it come back once or twice meanwhile.
+    assert!(delivered <= u64::from(OTHERS) + 3, "{info}");
+    server.shutdown().await;
+}
+
+/// A replica says of what it works on that it does, for longer than the broker would wait without.
+#[tokio::test]
+async fn a_handler_that_takes_long_keeps_its_event() {
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("long");
+    let pattern: &'static str = format!("{service}.happened").leak();
+    let (begun, done) = (Record::new(), Record::new());
+    let work = move |Payload(n): Payload<u32>| async move {
+        begun.push(n);
+        // Longer than the broker's patience of ten seconds.
+        tokio::time::sleep(Duration::from_secs(14)).await;
+        done.push(n);
+        Ok::<_, RpcError>(())
+    };
+    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, work);
+    let one = start(&url, &service, router.clone()).await;
+    let two = start(&url, &service, router).await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    client.emit_at(pattern, &1).await.unwrap();
+    done.at_least(1).await;
+    assert_eq!(begun.count(), 1);
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+/// A try that failed is written down, and counts for whoever gets the event after a drain, however
+/// the broker counts; nothing is left once the event is settled.
+#[tokio::test]
+async fn tries_are_written_down_for_as_long_as_the_event_is_there() {
+    const FOR_EVER: Duration = Duration::from_secs(600);
+
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let service = unique("tries");
+    let pattern: &'static str = format!("{service}.happened").leak();
+    let tries = Record::new();
+    let replica = |does: &'static str| {
+        let react = move |cx: Context| async move {
+            tries.push((does, cx.attempt()));
+            match does {
+                "fail" => Err(RpcError::unavailable("not now")),
+                "hang" => std::future::pending().await,
+                _ => Ok(()),
+            }
+        };
+        let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, react);
+        Server::new(&*service, router)
+            .listen(durable(&url))
+            .retry(3, FOR_EVER)
+            .drain_timeout(Duration::from_millis(50))
+            .start()
+    };
+    let nats = async_nats::connect(&url).await.unwrap();
+    let written = async || {
+        let subjects = subjects(&nats, "nestling-tries", &service).await;
+        let body = serde_json::json!({"last_by_subj": subjects.first()?}).to_string();
+        let subject = "$JS.API.DIRECT.GET.nestling-tries";
+        let found = nats.request(subject, body.into()).await.unwrap();
+        Some(String::from_utf8_lossy(&found.payload).into_owned())
+    };
+    let failing = replica("fail").await.unwrap();
+    let client = Client::connect(durable(&url)).await.unwrap();
+    client.emit_at(pattern, &1).await.unwrap();
+    tries.at_least(1).await;
+    eventually("the failure to be written down", async || {
+        (written().await? == "1 1").then_some(())
+    })
+    .await;
+    failing.shutdown().await;
+    let hanging = replica("hang").await.unwrap();
+    tries.at_least(2).await;
+    hanging.shutdown().await;
+    let passing = replica("pass").await.unwrap();
+    let all = tries.at_least(3).await;
+    assert_eq!(all, [("fail", 1), ("hang", 2), ("pass", 2)]);
+    eventually("nothing to be written any more", async || {
+        written().await.is_none().then_some(())
+    })
+    .await;
+    passing.shutdown().await;
+}
+
+/// A service that is new does not get what others have still to do.
+#[tokio::test]
+async fn a_service_begins_with_what_is_published_after_its_first_start() {
+    let Some(url) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let (old, new) = (unique("old"), unique("new"));
+    let pattern: &'static str = format!("{old}.happened").leak();
+    let (seen, unseen) = (Record::new(), Record::new());
+    let router = |seen| Router::new().event_with(pattern, Guarantee::AtLeastOnce, noting(seen));
+    start(&url, &old, router(unseen)).await.shutdown().await;
+    let client = Client::connect(durable(&url)).await.unwrap();
+    client.emit_at(pattern, &1).await.unwrap();
+    let server = start(&url, &new, router(seen)).await;
+    client.emit_at(pattern, &2).await.unwrap();
+    seen.at_least(1).await;
+    server.shutdown().await;
+    let again = start(&url, &old, router(unseen)).await;
+    unseen.at_least(2).await;
+    assert_eq!(seen.all(), [2]);
+    again.shutdown().await;
 }

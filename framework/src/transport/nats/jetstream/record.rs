@@ -1,12 +1,12 @@
 //! How often an event was tried: what the broker counts are deliveries.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use async_nats::{Client, Request, Subject, message::OutboundMessage};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{super::super::trials::DEATHS, API, TRIES, TRIES_SUBJECT, ask};
+use super::{super::super::trials::DEATHS, API, TRIES, TRIES_SUBJECT, api, ask};
 
 /// An event that waits for it waits no longer.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
@@ -90,6 +90,24 @@ impl Record {
             delivered: delivered.parse().ok()?,
             tries: tries.parse().ok()?,
         })
+    }
+
+    /// The events of a consumer about which something is written down, by their numbers.
+    pub(super) async fn known(client: &Client, consumer: &str) -> HashSet<u64> {
+        let start = format!("{TRIES_SUBJECT}{consumer}.");
+        let body = json!({"subjects_filter": format!("{start}>")});
+        let found = match api(client, &format!("STREAM.INFO.{TRIES}"), &body).await {
+            Ok(found) => found,
+            Err(failure) => {
+                let error = failure.into_error("look for tries");
+                tracing::warn!(%error, consumer, "an event may be tried more often");
+                return HashSet::new();
+            }
+        };
+        let subjects = found.pointer("/state/subjects").and_then(Value::as_object);
+        let subjects = subjects.into_iter().flat_map(|subjects| subjects.keys());
+        let number = |subject: &String| subject.strip_prefix(&start)?.parse().ok();
+        subjects.filter_map(number).collect()
     }
 
     /// What somebody has written down; nothing if it cannot be had in time.

@@ -1,7 +1,7 @@
 //! A source: one durable consumer, asked for no more than there is room for.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     future::poll_fn,
     pin::Pin,
     sync::Arc,
@@ -71,6 +71,7 @@ pub(in super::super) async fn subscribe(
             subscription.temporary,
         );
         consumer.create(client).await?;
+        let known = Record::known(client, &consumer.name).await;
         let inbox = wire::reply_prefix(&unique_token());
         let messages = client.subscribe(format!("{inbox}>"));
         let messages = messages.await.map_err(closed)?;
@@ -88,6 +89,7 @@ pub(in super::super) async fn subscribe(
             settling,
             arrived: VecDeque::new(),
             looking: None,
+            known,
             suspects: VecDeque::new(),
             trying: None,
             trials: trials.clone(),
@@ -122,6 +124,9 @@ struct DurableSource {
     arrived: VecDeque<Arrived>,
     /// The first of them, while somebody looks up how often it was tried.
     looking: Option<(Arrived, BoxFuture<'static, Option<Record>>)>,
+    /// Of these something was written down before this process began. The broker has been seen to
+    /// call the next delivery of one that was given back the first.
+    known: HashSet<u64>,
     /// Those that may have ended processes, which wait for their trials.
     suspects: VecDeque<(Arrived, Option<Record>)>,
     /// The first of them, when it is its turn and that has been written down.
@@ -396,7 +401,11 @@ impl DurableSource {
         loop {
             if self.looking.is_none() {
                 let arrived = self.arrived.pop_front()?;
-                if arrived.taken.count.delivered <= 1 {
+                let Count {
+                    sequence,
+                    delivered,
+                } = arrived.taken.count;
+                if delivered <= 1 && !self.known.remove(&sequence) {
                     return Some(self.deliver(arrived, None, None));
                 }
                 let client = self.settling.client.clone();
@@ -535,8 +544,9 @@ impl DurableSource {
         // What nobody has tried goes back. The rest is handled here: giving it back would need its
         // tries to be looked up as well.
         let settling = &self.settling;
+        let known = &self.known;
         self.arrived.retain_mut(|Arrived { taken, .. }| {
-            let fresh = taken.count.delivered <= 1;
+            let fresh = taken.count.delivered <= 1 && !known.contains(&taken.count.sequence);
             if fresh {
                 settling.give_back(taken, Duration::ZERO);
             }
