@@ -155,3 +155,20 @@ pub async fn terminated() {
         Err(error) => tracing::error!(%error, "signals cannot be waited for"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let config = Config {
+            listen: vec!["nats://ada:hunter2@localhost".to_owned()],
+            events: vec!["redis://:hunter2@localhost".to_owned()],
+            instance: None,
+            data: PathBuf::from("data"),
+        };
+        let text = format!("{config:?}");
+        assert!(text.contains("localhost") && !text.contains("hunter2"));
+    }
+}

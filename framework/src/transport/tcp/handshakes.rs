@@ -113,7 +113,7 @@ impl Handshakes {
     }
 }
 
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 

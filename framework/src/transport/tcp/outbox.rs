@@ -358,6 +358,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_socket_holds_back_is_flushed() {
+        let outbox = Outbox::default();
+        outbox.push(append(b"x"));
+        let (near, mut far) = tokio::io::duplex(1000);
+        let mut near = tokio::io::BufWriter::new(near);
+        let mut writing = Outgoing::default();
+        poll_fn(|cx| outbox.poll_flush(cx, &mut writing, Pin::new(&mut near)))
+            .await
+            .unwrap();
+        let mut received = [0; 10];
+        let read = tokio::io::AsyncReadExt::read(&mut far, &mut received);
+        let read = futures_util::FutureExt::now_or_never(read);
+        assert!(read.expect("it is there").unwrap() > 0);
+    }
+
+    #[tokio::test]
     async fn senders_wait_for_room_and_are_told_of_the_end() {
         let outbox = Outbox::default();
         let big = Bytes::from(vec![0; HIGH_WATER]);

@@ -40,7 +40,7 @@ pub(in crate::transport) async fn connect(
             Ok(Stream::Tls(Box::new(stream)))
         }
         #[cfg(not(feature = "tls"))]
-        Some(connector) => match *connector {},
+        Some(connector) => connector.never(),
     }
 }
 
@@ -68,7 +68,7 @@ impl Stream {
         #[cfg(not(feature = "tls"))]
         {
             drop(socket);
-            match *tls {}
+            tls.never()
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What takes the place of TLS in a build without it: nothing, and an error for who asks for it.
 
+use std::convert::Infallible;
+
 use super::Files;
 use crate::transport::{Address, Error, ErrorKind};
 
-/// How to connect with TLS: nobody can.
+/// How to connect with TLS: there is no such value.
 #[derive(Clone, Debug)]
-pub(in crate::transport) enum Connector {}
+pub(in crate::transport) struct Connector(Infallible);
 
 impl Connector {
     /// # Errors
@@ -13,11 +15,15 @@ impl Connector {
     pub(in crate::transport) fn of(address: &Address) -> Result<Option<Self>, Error> {
         refuse(Files::of_client(address)?, address)
     }
+
+    pub(super) fn never<T>(&self) -> T {
+        match self.0 {}
+    }
 }
 
-/// How to be connected to with TLS: nobody can.
+/// How to be connected to with TLS: there is no such value.
 #[derive(Clone, Debug)]
-pub(in crate::transport) enum Acceptor {}
+pub(in crate::transport) struct Acceptor(Infallible);
 
 #[cfg(feature = "tcp")]
 impl Acceptor {
@@ -25,6 +31,10 @@ impl Acceptor {
     /// `Config` when the URL asks for TLS.
     pub(in crate::transport) fn of(address: &Address) -> Result<Option<Self>, Error> {
         refuse(Files::of_server(address)?, address)
+    }
+
+    pub(super) fn never<T>(&self) -> T {
+        match self.0 {}
     }
 }
 
