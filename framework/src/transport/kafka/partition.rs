@@ -28,6 +28,8 @@ use crate::{
 const LOOKED_AT: usize = 512;
 /// Nothing more is taken while so many records wait for their dead letters to be stored.
 const MOST_BURYING: usize = 64;
+/// How long nothing is delivered while the broker does not confirm that this reader has begun.
+const ANNOUNCE: Duration = Duration::from_secs(5);
 /// How long a source waits at its end for the consumer to close.
 const CLOSE: Duration = Duration::from_secs(8);
 
@@ -245,6 +247,8 @@ pub(super) struct PartitionSource {
     pub(super) partition: Arc<Partition>,
     /// The record that is tried next, where that is to be careful.
     pub(super) next: Next,
+    /// How long the broker may take to hear that this reader has begun.
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Deliveries that wait for the commit of their offsets.
     parked: VecDeque<(i64, Delivery)>,
     stopped: bool,
@@ -259,11 +263,21 @@ impl PartitionSource {
             group,
             partition,
             next: Next::default(),
+            patience: None,
             parked: VecDeque::new(),
             stopped: false,
             closing: None,
             counted: true,
         }
+    }
+
+    /// Ready when the broker has had time enough to hear of this reader; should it die now, that is
+    /// not counted.
+    fn poll_patience(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ANNOUNCE)));
+        patience.as_mut().poll(cx)
     }
 
     /// Takes records from the library into `batch` or, where they are committed first, aside.
@@ -391,7 +405,7 @@ impl Source for PartitionSource {
         let mut count = 0;
         if revoked || self.stopped {
             self.untake();
-        } else if !is_announced {
+        } else if !is_announced && self.poll_patience(cx).is_pending() {
             // Woken when the broker knows of us.
         } else if is_careful && room > 0 {
             count += self.poll_careful(cx, batch);
