@@ -55,14 +55,21 @@ impl Endpoint {
         }
     }
 
-    /// Whether both name the same thing, so that one subscription serves both.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        match (&self.target, &other.target) {
-            (Target::Url(one), Target::Url(other)) => one == other,
+    /// The one of both that serves for both, if they name the same thing, so that it is subscribed
+    /// to once.
+    ///
+    /// # Errors
+    /// When they name the same thing in ways that exclude each other.
+    pub(crate) fn joined(&self, other: &Self) -> Result<Option<Self>, Error> {
+        let is_same = match (&self.target, &other.target) {
+            (Target::Url(one), Target::Url(other)) => {
+                return Ok(transport::joined(one, other)?.map(Self::from));
+            }
             (Target::Memory(one), Target::Memory(other)) => one.is_same(other),
             (Target::Server(one), Target::Server(other)) => Arc::ptr_eq(one, other),
             _ => false,
-        }
+        };
+        Ok(is_same.then(|| self.clone()))
     }
 }
 

@@ -34,6 +34,15 @@ pub mod header {
     pub const PATTERN: &str = "pattern";
 }
 
+/// The longest pattern that is sent, in bytes.
+pub const MAX_PATTERN: usize = 1024;
+/// The most headers of one envelope that is sent.
+pub const MAX_HEADERS: usize = 128;
+/// The most bytes of all its names and values together.
+pub const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// What is received may be so many times as much: brokers and replays add headers of their own.
+const SLACK: usize = 2;
+
 /// A message or event on its way: everything a transport has to carry.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Envelope {
@@ -57,11 +66,39 @@ impl Envelope {
             ..Self::default()
         }
     }
+
+    /// Whether it may be sent, apart from its payload, whose limit is the transport's.
+    ///
+    /// # Errors
+    /// What is above [`MAX_PATTERN`], [`MAX_HEADERS`] or [`MAX_HEADER_BYTES`].
+    pub fn check(&self) -> Result<(), &'static str> {
+        self.check_within(1)
+    }
+
+    /// Whether it is to be handled, however it came.
+    pub(crate) fn check_received(&self) -> Result<(), &'static str> {
+        self.check_within(SLACK)
+    }
+
+    fn check_within(&self, factor: usize) -> Result<(), &'static str> {
+        let sizes = self.headers.iter();
+        let bytes: usize = sizes.map(|(name, value)| name.len() + value.len()).sum();
+        if self.pattern.len() > factor * MAX_PATTERN {
+            Err("the pattern is too long")
+        } else if self.headers.len() > factor * MAX_HEADERS {
+            Err("there are too many headers")
+        } else if bytes > factor * MAX_HEADER_BYTES {
+            Err("the headers are too long")
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// Header names and values, in the order they were set; names are lower-case ASCII.
 ///
-/// A handful of entries at most, so a vector beats a map.
+/// A handful of entries at most, so a vector beats a map. Somebody else may send any number of them:
+/// one more than is handled is kept, by which the envelope is refused, and the rest is dropped.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     entries: Vec<(ByteString, ByteString)>,
@@ -95,8 +132,10 @@ impl Headers {
             name = ByteString::from(name.to_ascii_lowercase());
         }
         let value = value.into();
+        let is_full = self.entries.len() > SLACK * MAX_HEADERS;
         match self.entries.iter_mut().find(|(key, _)| *key == name) {
             Some((_, old)) => *old = value,
+            None if is_full => {}
             None => self.entries.push((name, value)),
         }
     }
@@ -159,6 +198,32 @@ mod tests {
         let headers: Headers = [("Actor", "a"), ("actor", "b")].into_iter().collect();
         assert_eq!(headers.len(), 1);
         assert_eq!(headers.get("actor"), Some("b"));
+    }
+
+    #[test]
+    fn what_is_received_may_be_more_than_what_is_sent_but_not_anything() {
+        let check = |pattern: usize, headers: usize, length: usize| {
+            let mut envelope = Envelope::new("p".repeat(pattern), "");
+            for n in 0..headers {
+                envelope
+                    .headers
+                    .insert(format!("{n:06}"), "v".repeat(length));
+            }
+            (envelope.check().is_ok(), envelope.check_received().is_ok())
+        };
+        assert_eq!(check(MAX_PATTERN, MAX_HEADERS, 1), (true, true));
+        assert_eq!(check(MAX_PATTERN + 1, 0, 0), (false, true));
+        assert_eq!(check(2 * MAX_PATTERN + 1, 0, 0), (false, false));
+        assert_eq!(check(1, 2 * MAX_HEADERS, 1), (false, true));
+        assert_eq!(check(1, 2 * MAX_HEADERS + 1, 1), (false, false));
+        assert_eq!(check(1, 1, MAX_HEADER_BYTES), (false, true));
+        assert_eq!(check(1, 1, 2 * MAX_HEADER_BYTES), (false, false));
+    }
+
+    #[test]
+    fn headers_without_end_are_not_kept() {
+        let headers: Headers = (0..100_000).map(|n| (n.to_string(), "")).collect();
+        assert_eq!(headers.len(), SLACK * MAX_HEADERS + 1);
     }
 
     #[test]

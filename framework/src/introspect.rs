@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::future::{join, join_all};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -41,6 +42,9 @@ pub struct Health {
     pub ready: bool,
     /// What was checked.
     pub checks: Vec<Check>,
+    /// What was measured.
+    #[serde(default)]
+    pub gauges: Vec<Gauge>,
 }
 
 /// One thing that was checked.
@@ -52,6 +56,26 @@ pub struct Check {
     pub error: Option<String>,
 }
 
+/// One thing that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gauge {
+    /// What, and in which unit where that is not plain: `outbox.waiting`.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+}
+
+impl Gauge {
+    /// `value` of what is called `name`.
+    pub fn new(name: impl Into<String>, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            value,
+        }
+    }
+}
+
+type Measure = Arc<dyn Fn() -> BoxFuture<'static, Result<Vec<Gauge>, RpcError>> + Send + Sync>;
 type Probe = Arc<dyn Fn() -> BoxFuture<'static, Result<(), RpcError>> + Send + Sync>;
 
 /// The handlers of a service's questions about itself.
@@ -66,6 +90,7 @@ pub struct Introspection {
     name: &'static str,
     version: &'static str,
     checks: Vec<(&'static str, Probe)>,
+    measures: Vec<Measure>,
 }
 
 impl Introspection {
@@ -75,6 +100,7 @@ impl Introspection {
             name,
             version,
             checks: Vec::new(),
+            measures: Vec::new(),
         }
     }
 
@@ -90,6 +116,18 @@ impl Introspection {
         self
     }
 
+    /// Adds something to be measured whenever somebody asks for the service's health, which does not
+    /// depend on it. What cannot be measured is left out.
+    #[must_use]
+    pub fn gauges<F, Fut>(mut self, measure: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Vec<Gauge>, RpcError>> + Send + 'static,
+    {
+        self.measures.push(Arc::new(move || Box::pin(measure())));
+        self
+    }
+
     /// The handlers.
     pub fn router(self) -> Router {
         let started_at = SystemTime::now()
@@ -100,9 +138,10 @@ impl Introspection {
             name,
             version,
             checks,
+            measures,
         } = self;
         let pattern = |verb: &str| format!("{name}.svc.{verb}");
-        let checks = Arc::new(checks);
+        let asked = Arc::new((checks, measures));
         Router::new()
             .message_at(
                 pattern("ping"),
@@ -118,18 +157,18 @@ impl Introspection {
                 })
             })
             .message_at(pattern("health"), move || {
-                let checks = Arc::clone(&checks);
-                async move { Ok::<_, RpcError>(health(&checks).await) }
+                let asked = Arc::clone(&asked);
+                async move {
+                    let (checks, measures) = &*asked;
+                    Ok::<_, RpcError>(health(checks, measures).await)
+                }
             })
     }
 }
 
-async fn health(checks: &[(&'static str, Probe)]) -> Health {
-    let checks = futures_util::future::join_all(checks.iter().map(async |(name, probe)| {
-        let result = timeout(PATIENCE, probe())
-            .await
-            .unwrap_or_else(|_| Err(RpcError::deadline_exceeded("the check took too long")));
-        let error = result.err().map(|error| {
+async fn health(checks: &[(&'static str, Probe)], measures: &[Measure]) -> Health {
+    let checks = join_all(checks.iter().map(async |(name, probe)| {
+        let error = within_patience(probe()).await.err().map(|error| {
             tracing::warn!(check = name, ?error, "not ready");
             error.message
         });
@@ -138,12 +177,27 @@ async fn health(checks: &[(&'static str, Probe)]) -> Health {
             error,
         }
     }));
-    let checks = checks.await;
+    let gauges = join_all(measures.iter().map(async |measure| {
+        within_patience(measure()).await.unwrap_or_else(|error| {
+            tracing::warn!(?error, "a gauge cannot be read");
+            Vec::new()
+        })
+    }));
+    let (checks, gauges) = join(checks, gauges).await;
     Health {
         live: true,
         ready: checks.iter().all(|check| check.error.is_none()),
         checks,
+        gauges: gauges.concat(),
     }
+}
+
+async fn within_patience<T>(
+    work: impl Future<Output = Result<T, RpcError>>,
+) -> Result<T, RpcError> {
+    timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| Err(RpcError::deadline_exceeded("the check took too long")))
 }
 
 impl fmt::Debug for Introspection {

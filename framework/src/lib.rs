@@ -75,17 +75,17 @@ pub use self::{
     context::Context,
     contract::{Event, Guarantee, Many, Message, Shape, Single},
     endpoint::{Endpoint, Endpoints},
-    envelope::{Envelope, Headers, header},
+    envelope::{Envelope, Headers, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PATTERN, header},
     error::{Code, RpcError},
     extract::{FromContext, Payload},
     handler::{
         Answer, BoxFuture, ByteStream, EventHandler, Handler, IntoAnyReply, IntoReply,
         MessageHandler, Reply, Streaming,
     },
-    introspect::{Check, Health, Info, Introspection},
+    introspect::{Check, Gauge, Health, Info, Introspection},
     layer::{Intercept, Next, guard, intercept},
     router::{Controller, Route, Router},
-    server::{Running, Server, StartError},
+    server::{Running, Server, Signals, StartError},
 };
 
 /// The code in the README, which is compiled and run like any other example.

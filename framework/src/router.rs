@@ -1,5 +1,7 @@
 //! [`Router`]: which handler answers which pattern.
 
+mod limit;
+
 use std::{
     any::Any,
     collections::{HashMap, hash_map::Entry},
@@ -14,6 +16,7 @@ use bytestring::ByteString;
 use foldhash::fast::RandomState;
 use tower::{Layer, Service};
 
+pub(crate) use self::limit::{Limit, Place};
 use crate::{
     context::Context,
     contract::{Event, Guarantee, Message, Shape},
@@ -117,6 +120,7 @@ pub(crate) struct MessageRoute {
     pub(crate) route: Route,
     pub(crate) idempotent: bool,
     pub(crate) many: Option<bool>,
+    pub(crate) limit: Limit,
     caller: &'static Location<'static>,
 }
 
@@ -131,6 +135,7 @@ impl MessageRoute {
 pub(crate) struct EventRoute {
     pub(crate) route: Route,
     pub(crate) needs: Guarantee,
+    pub(crate) limit: Limit,
     pub(crate) caller: &'static Location<'static>,
 }
 
@@ -276,6 +281,49 @@ impl Router {
         self
     }
 
+    /// How many messages or events of each handler added so far may be in work at once in this
+    /// process, at least 1; a handler that has a limit keeps it.
+    ///
+    /// What finds no place waits for one in the order of arrival, before any layer sees it, and holds
+    /// up no other handler: it has no part of the server's own
+    /// [`max_in_flight`](crate::Server::max_in_flight) meanwhile.
+    ///
+    /// * A **message** waits until its caller's deadline, or as long as a handler may take where there
+    ///   is none. Then, or at once if sixteen wait for each place already (1024 in all), it is answered
+    ///   `ResourceExhausted` without having run.
+    /// * An **event** waits for as long as it takes. Those with one key stay in order. A source that
+    ///   has handed out as many events as may be in work at once, and at least 1024, is not asked for
+    ///   more.
+    ///
+    /// A stream has its place until it ends, an event during each try. It is a
+    /// [`Server`](crate::Server) that keeps to it, and not a router that is called in place.
+    ///
+    /// ```
+    /// use nestling::{Payload, Router, RpcError};
+    ///
+    /// async fn resize(Payload(image): Payload<Vec<u8>>) -> Result<Vec<u8>, RpcError> {
+    ///     Ok(image)
+    /// }
+    ///
+    /// let heavy = Router::new().message_at("image.resize", resize).max_in_flight(2);
+    /// let router = Router::new().merge(heavy);
+    /// ```
+    #[must_use]
+    pub fn max_in_flight(mut self, most: usize) -> Self {
+        let messages = self.messages.values_mut().map(|message| &mut message.limit);
+        let events = self
+            .events
+            .values_mut()
+            .flatten()
+            .map(|event| &mut event.limit);
+        for limit in messages.chain(events) {
+            if !limit.is_some() {
+                *limit = Limit::new(most);
+            }
+        }
+        self
+    }
+
     #[track_caller]
     fn add_message(
         mut self,
@@ -291,6 +339,7 @@ impl Router {
                 route,
                 idempotent,
                 many,
+                limit: Limit::default(),
                 caller,
             },
         );
@@ -318,6 +367,7 @@ impl Router {
         self.events.entry(pattern).or_default().push(EventRoute {
             route,
             needs,
+            limit: Limit::default(),
             caller,
         });
         self

@@ -1,20 +1,21 @@
 //! What the `main` of every service does: command line, logging, connecting, running.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{fmt, io::IsTerminal, path::PathBuf, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     client::{Builder, Client},
+    endpoint::Endpoints,
     router::Router,
-    server::Server,
+    server::{Server, Signals},
     transport::Error,
 };
 
 /// The command line that services share; flatten it into your own.
 ///
-/// Every option is also an environment variable.
-#[derive(Clone, Debug, clap::Args)]
+/// Every option is also an environment variable. Printing it hides what is secret in the URLs.
+#[derive(Clone, clap::Args)]
 pub struct Config {
     /// Where to listen for messages; repeat it, or separate several by spaces.
     #[arg(
@@ -41,6 +42,42 @@ pub struct Config {
     /// The folder of this service's files.
     #[arg(long, env = "DATA", value_name = "DIR", default_value = "data")]
     pub data: PathBuf,
+    /// How it ends.
+    #[command(flatten)]
+    pub drain: Drain,
+}
+
+/// How long a process takes to end; flatten it into the command line of one that has no [`Config`].
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Drain {
+    /// How long what has begun may take to finish after SIGTERM or SIGINT; a second one ends it at
+    /// once.
+    #[arg(
+        long = "drain-timeout",
+        env = "DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
+    pub seconds: u32,
+}
+
+impl Drain {
+    /// The limit.
+    pub fn limit(self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |urls: &[String]| Endpoints::from(urls);
+        f.debug_struct("Config")
+            .field("listen", &hidden(&self.listen))
+            .field("events", &hidden(&self.events))
+            .field("instance", &self.instance)
+            .field("data", &self.data)
+            .finish()
+    }
 }
 
 impl Config {
@@ -53,7 +90,8 @@ impl Config {
     pub fn server(&self, name: &str, router: Router) -> Server {
         let server = Server::new(name, router)
             .listen(&self.listen)
-            .events(&self.events);
+            .events(&self.events)
+            .drain_timeout(self.drain.limit());
         match &self.instance {
             Some(instance) => server.instance(instance),
             None => server,
@@ -112,7 +150,26 @@ pub fn init_logging_or(default: &str) {
 /// Waits for SIGINT or SIGTERM: for a process that is not a [`Server`]. Where signals cannot be
 /// waited for it says so in the log and ends, so that the process does too.
 pub async fn terminated() {
-    if let Err(error) = crate::server::terminated().await {
-        tracing::error!(%error, "signals cannot be waited for");
+    match Signals::listen() {
+        Ok(mut signals) => signals.next().await,
+        Err(error) => tracing::error!(%error, "signals cannot be waited for"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let config = Config {
+            listen: vec!["nats://ada:hunter2@localhost".to_owned()],
+            events: vec!["redis://:hunter2@localhost".to_owned()],
+            instance: None,
+            data: PathBuf::from("data"),
+            drain: Drain { seconds: 0 },
+        };
+        let text = format!("{config:?}");
+        assert!(text.contains("localhost") && !text.contains("hunter2"));
     }
 }

@@ -2,11 +2,13 @@
 #![cfg(feature = "macros")]
 
 use std::{
+    future::IntoFuture,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use nestling::{
     Client, Code, Context, Event, Intercept, Message, Payload, Router, RpcError, Server, Streaming,
     controller, guard, intercept, transport::Memory,
@@ -268,4 +270,73 @@ fn one_message_in_two_controllers_is_refused_at_the_lines_of_both_methods() {
     assert!(text.contains("\"user.get\" has two handlers"), "{text}");
     assert!(text.contains(&format!("macros.rs:{OTHER_LINE}:")), "{text}");
     assert_eq!(text.matches("macros.rs:").count(), 2, "{text}");
+}
+
+/// Works a second on everything, and says what it begins.
+struct Slow {
+    most: usize,
+    begun: mpsc::UnboundedSender<&'static str>,
+}
+
+#[controller]
+impl Slow {
+    #[message_pattern(max_in_flight = self.most)]
+    #[layer(guard(signed_in))]
+    async fn get(&self, _: GetUser) -> Result<User, RpcError> {
+        self.work("get").await;
+        Err(RpcError::not_found("nobody"))
+    }
+
+    #[message_pattern("user.find", max_in_flight = 1)]
+    async fn find(&self) -> Result<(), RpcError> {
+        self.work("find").await;
+        Ok(())
+    }
+
+    #[event_pattern(max_in_flight = 3)]
+    async fn renamed(&self, _: UserRenamed) -> Result<(), RpcError> {
+        self.work("renamed").await;
+        Ok(())
+    }
+
+    async fn work(&self, what: &'static str) {
+        self.begun.send(what).expect("the test listens");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_has_no_more_in_work_than_it_may() {
+    let (begun, mut beginnings) = mpsc::unbounded_channel();
+    let memory = Memory::new();
+    let router = Router::new().controller(Slow { most: 2, begun });
+    let server = Server::new("user", router).listen(&memory);
+    let server = server.start().await.unwrap();
+    let client = Client::builder(&memory).timeout(PATIENCE * 6);
+    let client = client.build().await.unwrap();
+    for id in 0..5 {
+        let name = String::new();
+        client.emit(UserRenamed { id, name }).await.unwrap();
+    }
+    let gets = (0..5).map(|id| {
+        client
+            .send(GetUser { id })
+            .header("actor", "ada")
+            .into_future()
+    });
+    let finds = (0..5).map(|_| client.send_at::<()>("user.find", &()).into_future());
+    let watch = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut begun: Vec<_> = std::iter::from_fn(|| beginnings.try_recv().ok()).collect();
+        begun.sort_unstable();
+        assert_eq!(
+            begun,
+            ["find", "get", "get", "renamed", "renamed", "renamed"]
+        );
+    };
+    let (gets, finds, ()) = tokio::join!(join_all(gets), join_all(finds), watch);
+    let codes: Vec<_> = gets.into_iter().map(|get| get.unwrap_err().code).collect();
+    assert_eq!(codes, [Code::NotFound; 5]);
+    assert_eq!(finds, [const { Ok(()) }; 5]);
+    server.shutdown().await;
 }

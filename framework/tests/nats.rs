@@ -15,7 +15,8 @@ use std::{
 use async_nats::HeaderMap;
 use futures_util::{StreamExt, future::join_all, stream};
 use nestling::{
-    Client, Code, Context, Message, Payload, Router, RpcError, Running, Server, Single, Streaming,
+    Client, Code, Context, Guarantee, Message, Payload, Router, RpcError, Running, Server, Single,
+    Streaming,
     transport::{self, WINDOW},
 };
 use nestling_testkit::{Broker, Kind, Options, broker_or_skip, unique};
@@ -535,6 +536,42 @@ async fn an_address_without_a_broker_is_an_error_that_names_it() {
             .await
             .is_err()
     );
+}
+
+/// Somebody else's: our own clients refuse to send it.
+#[tokio::test]
+async fn headers_without_number_are_refused_and_hurt_nobody() {
+    let url = nats!();
+    let (one, heard) = (pattern("one"), pattern("heard"));
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let react = move |Payload(n): Payload<u64>| {
+        let events = events.clone();
+        async move {
+            events.send(n).ok();
+            Ok::<_, RpcError>(())
+        }
+    };
+    let router = Router::new().message_at(one, double);
+    let router = router.event_with(heard, Guarantee::BestEffort, react);
+    let server = start(&url, "headers", router).await;
+    let nats = async_nats::connect(&url).await.unwrap();
+    let mut headers = native();
+    for n in 0..5_000 {
+        headers.insert(format!("h{n}"), "x");
+    }
+    let refused = nats.request_with_headers(one, headers.clone(), "21".into());
+    let reply = timeout(SOON, refused).await.unwrap().unwrap();
+    let text = String::from_utf8(reply.payload.to_vec()).unwrap();
+    assert!(text.contains("RESOURCE_EXHAUSTED"), "{text}");
+    for (headers, n) in [(headers, "1"), (native(), "2")] {
+        nats.publish_with_headers(heard, headers, n.into())
+            .await
+            .unwrap();
+    }
+    assert_eq!(timeout(SOON, seen.recv()).await.unwrap(), Some(2));
+    let client = Client::connect(&url).await.unwrap();
+    assert_eq!(client.send_at::<u64>(one, &21).await, Ok(42));
+    server.shutdown().await;
 }
 
 #[tokio::test]

@@ -56,7 +56,11 @@ const ROWS: &[Row] = &[
             }
             .to_owned()
         },
-        &["events::events_with_one_key_keep_their_order"],
+        &[
+            "events::events_with_one_key_keep_their_order",
+            "events::events_with_one_key_keep_their_order_in_a_replica",
+            "disorder::events_are_begun_in_the_order_they_were_emitted",
+        ],
     ),
     (
         "an event given up is kept as a dead letter",

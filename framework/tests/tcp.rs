@@ -368,6 +368,28 @@ async fn calls_are_spread_over_replicas_and_dead_ones_passed_over() {
     assert_eq!(client.send_at::<String>("who", &()).await.unwrap(), "two");
 }
 
+#[tokio::test]
+async fn a_replica_that_does_not_even_refuse_holds_up_no_call() {
+    // Connections to it are made, and nobody ever says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_at = silent.local_addr().unwrap();
+    let alive = serve(echo()).await;
+    let alive_at = alive.address().strip_prefix("tcp://").unwrap();
+    let client = Client::connect(&*format!("tcp://{silent_at},{alive_at}"))
+        .await
+        .unwrap();
+    // Whoever is first may have to try both.
+    let calls = async {
+        for n in 0..200 {
+            let text = format!("{n}");
+            let call = client.send_at::<String>("echo", &text);
+            assert_eq!(call.timeout(Duration::from_secs(4)).await.unwrap(), text);
+        }
+    };
+    within(calls).await;
+    drop(silent);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_callers_and_large_payloads_share_one_connection() {
     let server = serve(echo()).await;
@@ -436,7 +458,12 @@ async fn a_peer_that_does_not_read_gets_no_more_replies_made() {
     // What the kernel buffers on both sides, the high-water mark and one batch.
     assert!(made.load(Ordering::Relaxed) < 400, "{made:?}");
     for _ in 0..1000 {
-        assert_eq!(raw.read().await.len(), 100_005);
+        let mut reply = raw.read().await;
+        // On a slow machine it is asked meanwhile whether it is still there.
+        while reply == [6] {
+            reply = raw.read().await;
+        }
+        assert_eq!(reply.len(), 100_005);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use nestling::{Client, transport};
+use nestling::{Breaker, Client, Policy, Retry, transport};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -10,6 +10,10 @@ use uuid::Uuid;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(5);
+/// How often an idempotent call is made at most, and the limits of the pauses between.
+const TRIES: u32 = 5;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// One client for each service.
 #[derive(Clone, Debug)]
@@ -29,26 +33,38 @@ pub struct Clients {
 }
 
 /// Where the services are.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Urls {
     /// The user service.
-    #[arg(long, env = "USER_URL", value_name = "URL")]
+    #[arg(long, env = "USER_URL", hide_env_values = true, value_name = "URL")]
     pub user: String,
     /// The product service.
-    #[arg(long, env = "PRODUCT_URL", value_name = "URL")]
+    #[arg(long, env = "PRODUCT_URL", hide_env_values = true, value_name = "URL")]
     pub product: String,
     /// The order service.
-    #[arg(long, env = "ORDER_URL", value_name = "URL")]
+    #[arg(long, env = "ORDER_URL", hide_env_values = true, value_name = "URL")]
     pub order: String,
     /// The payment service.
-    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    #[arg(long, env = "PAYMENT_URL", hide_env_values = true, value_name = "URL")]
     pub payment: String,
     /// The review service.
-    #[arg(long, env = "REVIEW_URL", value_name = "URL")]
+    #[arg(long, env = "REVIEW_URL", hide_env_values = true, value_name = "URL")]
     pub review: String,
     /// The recommendation service.
-    #[arg(long, env = "RECOMMENDATION_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "RECOMMENDATION_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub recommendation: String,
+}
+
+/// They may have passwords in them.
+impl fmt::Debug for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Urls").finish_non_exhaustive()
+    }
 }
 
 /// A service that could not be connected to.
@@ -70,6 +86,20 @@ impl std::error::Error for ConnectError {
             .as_ref()
             .map(|source| source as &(dyn std::error::Error + 'static))
     }
+}
+
+/// What the gateway's clients do when calls fail.
+///
+/// Retries are made here and nowhere behind it. The gateway alone knows how long somebody waits for
+/// the answer, and what reaches it as `Unavailable` may come from two services on; if the order
+/// service retried its calls to the product service as well, five tries of five would fall upon a
+/// service in trouble. Only idempotent calls are repeated, and no try has a limit of its own: what
+/// waits in a broker for a service that is being restarted is answered when it is back.
+pub fn policy() -> Policy {
+    let retry = Retry::new()
+        .tries(TRIES)
+        .backoff(FIRST_RETRY, LONGEST_RETRY);
+    Policy::new().retry(retry).breaker(Breaker::new())
 }
 
 impl Clients {
@@ -109,7 +139,10 @@ async fn connect(
     loop {
         // Two services may share a broker, on which a client's name must be its own.
         let identity = format!("{instance}-{service}");
-        let build = Client::builder(url).identity("gateway", identity).build();
+        let build = Client::builder(url)
+            .identity("gateway", identity)
+            .policy(policy())
+            .build();
         let source = match tokio::time::timeout(TRY, build).await {
             Ok(Ok(client)) => return Ok(client),
             Ok(Err(error)) => Some(error),

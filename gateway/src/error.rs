@@ -6,7 +6,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use contracts::Reason;
-use nestling::{Code, RpcError};
+use nestling::{
+    Code, RpcError,
+    transport::{self, ErrorKind},
+};
 use serde_json::{Map, Value, json};
 
 /// A refusal or a failure. The edge adds which request it belongs to.
@@ -18,6 +21,10 @@ pub(crate) struct Problem {
     /// Members beside the usual ones, `errors` among them.
     more: Map<String, Value>,
 }
+
+/// What `Retry-After` says, in seconds: about as long as a service needs to start, or a circuit breaker
+/// to try again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// The status of a reason, and its name.
 fn of_reason(reason: Reason) -> (u16, &'static str) {
@@ -160,9 +167,16 @@ impl Problem {
 /// A reason of the shop is told with its words; of anything else only the kind.
 impl From<RpcError> for Problem {
     fn from(error: RpcError) -> Self {
-        let reason = Reason::of(&error);
+        let kind = transport::Error::behind(&error).map(transport::Error::kind);
+        let is_open = kind == Some(ErrorKind::CircuitOpen);
+        let reason = is_open
+            .then_some(Reason::CircuitOpen)
+            .or_else(|| Reason::of(&error));
         let mut problem = Self::plain(reason.unwrap_or_else(|| of_code(error.code)));
-        if problem.status.is_server_error() {
+        if is_open {
+            // The breaker has said so when it opened.
+            tracing::debug!(%error, "not asked");
+        } else if problem.status.is_server_error() {
             tracing::warn!(?error, "a service failed");
         } else if reason.is_some() {
             problem.detail = Some(error.message);
@@ -184,6 +198,14 @@ impl From<RpcError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
+        let may_pass = [
+            StatusCode::SERVICE_UNAVAILABLE,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        if may_pass.contains(&self.status) {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
         response.extensions_mut().insert(self);
         response
     }

@@ -22,12 +22,10 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::auth::Keyring;
-pub use self::clients::{Clients, ConnectError, Urls};
+pub use self::clients::{Clients, ConnectError, Urls, policy};
 
 /// The largest body of a request.
 const MAX_BODY: usize = 256 * 1024;
-/// How long requests that have begun may take when the gateway stops.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -64,7 +62,8 @@ pub fn app(clients: Clients) -> Router {
         .layer(middleware::from_fn(edge::edge))
 }
 
-/// Answers requests until `stop` ends, and then those that have begun.
+/// Answers requests until `stop` ends, and then those that have begun, which may take as long as
+/// `drain`.
 ///
 /// # Errors
 /// When connections can no longer be accepted.
@@ -72,10 +71,11 @@ pub async fn serve(
     listener: TcpListener,
     app: Router,
     stop: impl Future<Output = ()> + Send + 'static,
+    drain: Duration,
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening for http");
-    let (stopped, drain) = oneshot::channel();
+    let (stopped, draining) = oneshot::channel();
     let stop = async move {
         stop.await;
         tracing::info!("draining");
@@ -83,8 +83,8 @@ pub async fn serve(
         stopped.send(()).ok();
     };
     let overdue = async move {
-        match drain.await {
-            Ok(()) => tokio::time::sleep(DRAIN).await,
+        match draining.await {
+            Ok(()) => tokio::time::sleep(drain).await,
             Err(_) => std::future::pending().await,
         }
     };

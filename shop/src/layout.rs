@@ -4,7 +4,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use contracts::Secret;
-use nestling::{Client, Endpoint, Router, Server, sqlite};
+use nestling::{Client, Endpoint, Policy, Router, Server, sqlite};
 use sqlx::SqlitePool;
 
 use crate::Started;
@@ -46,10 +46,15 @@ impl Layout {
         }
     }
 
-    pub(crate) async fn client(&self, endpoint: &Endpoint) -> anyhow::Result<Client> {
+    pub(crate) async fn client(
+        &self,
+        endpoint: &Endpoint,
+        policy: Policy,
+    ) -> anyhow::Result<Client> {
         let instance = uuid::Uuid::new_v4().simple().to_string();
         let client = Client::builder(endpoint)
             .identity("shop", instance)
+            .policy(policy)
             .build()
             .await;
         client.with_context(|| format!("connect to {endpoint}"))

@@ -7,12 +7,13 @@ mod staff;
 
 pub mod import;
 pub mod seed;
+pub mod verify;
 
 use std::{any::Any, fmt};
 
 use anyhow::Context as _;
 use gateway::Clients;
-use nestling::{Endpoint, Running};
+use nestling::{Endpoint, Policy, Running};
 
 pub use self::{layout::Layout, staff::Staff};
 
@@ -40,7 +41,7 @@ impl Shop {
     /// When a database or a transport cannot be opened.
     pub async fn start(layout: &Layout) -> anyhow::Result<Self> {
         let bus = layout
-            .client(&layout.events)
+            .client(&layout.events, Policy::new())
             .await
             .context("connect to the bus")?;
         let mut servers = Vec::new();
@@ -70,8 +71,8 @@ impl Shop {
 
         let deps = order::Deps {
             pool: layout.database("order").await?,
-            product: layout.client(&product).await?,
-            payment: layout.client(&payment).await?,
+            product: layout.client(&product, order::policy()).await?,
+            payment: layout.client(&payment, order::policy()).await?,
             bus: bus.clone(),
             config: order::Config::default(),
             clock: order::Clock::default(),
@@ -106,12 +107,12 @@ impl Shop {
         let recommendation = keep(started, Box::new(app.background));
 
         let clients = Clients {
-            user: layout.client(&user).await?,
-            product: layout.client(&product).await?,
-            order: layout.client(&order).await?,
-            payment: layout.client(&payment).await?,
-            review: layout.client(&review).await?,
-            recommendation: layout.client(&recommendation).await?,
+            user: layout.client(&user, gateway::policy()).await?,
+            product: layout.client(&product, gateway::policy()).await?,
+            order: layout.client(&order, gateway::policy()).await?,
+            payment: layout.client(&payment, gateway::policy()).await?,
+            review: layout.client(&review, gateway::policy()).await?,
+            recommendation: layout.client(&recommendation, gateway::policy()).await?,
         };
         Ok(Self {
             clients,

@@ -1,13 +1,20 @@
 //! The `shop` command: the whole shop in one process, its demo data, and real data.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use gateway::Urls;
-use nestling::{service::terminated, transport::Memory};
+use nestling::{Signals, service::Drain, transport::Memory};
 use shop::{Layout, Shop, Staff, import, seed};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
+
+/// What follows from an order is there after this time, or counts as missing.
+const PENDING: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Parser)]
 #[command(version, about = "The shop as a whole")]
@@ -26,6 +33,8 @@ enum Command {
         /// Where the databases are; in memory when absent.
         #[arg(long, env = "DATA")]
         data: Option<PathBuf>,
+        #[command(flatten)]
+        drain: Drain,
     },
     /// Add the demo catalogue to a running shop; repeating it changes nothing.
     Seed {
@@ -39,6 +48,12 @@ enum Command {
     Import {
         #[command(subcommand)]
         source: Source,
+    },
+    /// Check that stock, payments and orders agree, in the databases of a shop that runs or has run.
+    Verify {
+        /// Where the databases are.
+        #[arg(long, env = "DATA", default_value = "data")]
+        data: PathBuf,
     },
 }
 
@@ -66,7 +81,7 @@ enum Source {
 async fn main() -> anyhow::Result<()> {
     nestling::service::init_logging();
     match Args::parse().command {
-        Command::Dev { bind, data } => dev(bind, data).await,
+        Command::Dev { bind, data, drain } => dev(bind, data, drain).await,
         Command::Seed {
             profile: Profile::Demo,
             peers,
@@ -84,10 +99,11 @@ async fn main() -> anyhow::Result<()> {
         Command::Import {
             source: Source::OnlineRetail { file, state, peers },
         } => online_retail(&file, &state, &peers).await,
+        Command::Verify { data } => verify(&data).await,
     }
 }
 
-async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
+async fn dev(bind: SocketAddr, data: Option<PathBuf>, drain: Drain) -> anyhow::Result<()> {
     let memory = Memory::new();
     let shop = Shop::start(&Layout {
         data,
@@ -103,9 +119,25 @@ async fn dev(bind: SocketAddr, data: Option<PathBuf>) -> anyhow::Result<()> {
     println!(
         "card: 4242 4242 4242 4242 approves, 4000 0000 0000 0002 and 4000 0000 0000 9995 decline"
     );
-    gateway::serve(listener, gateway::app(shop.clients.clone()), terminated()).await?;
-    shop.shutdown().await;
-    Ok(())
+    let mut signals = Signals::listen().context("wait for signals")?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    // It is told to stop by a word, or by its sender going away.
+    let stopped = async { drop(stopped.await) };
+    let app = gateway::app(shop.clients.clone());
+    let serving = async {
+        gateway::serve(listener, app, stopped, drain.limit()).await?;
+        shop.shutdown().await;
+        Ok(())
+    };
+    let cut_off = async {
+        signals.next().await;
+        drop(stop);
+        signals.next().await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = cut_off => bail!("ended by a second signal before everything was done"),
+    }
 }
 
 fn print_logins() {
@@ -118,11 +150,21 @@ fn print_logins() {
     }
 }
 
-async fn online_retail(
-    file: &std::path::Path,
-    state: &std::path::Path,
-    peers: &Urls,
-) -> anyhow::Result<()> {
+async fn verify(data: &Path) -> anyhow::Result<()> {
+    let findings = shop::verify::verify(data, PENDING).await?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let broken = findings
+        .iter()
+        .filter(|finding| !finding.breaches.is_empty());
+    match broken.count() {
+        0 => Ok(()),
+        broken => bail!("{broken} of {} laws are broken", findings.len()),
+    }
+}
+
+async fn online_retail(file: &Path, state: &Path, peers: &Urls) -> anyhow::Result<()> {
     eprintln!("reading {}", file.display());
     let retail = import::read(file)?;
     let (products, orders) = retail.size();

@@ -14,7 +14,7 @@ mod buyer;
 mod fleet;
 mod ordeal;
 
-use std::env;
+use std::{collections::BTreeMap, env};
 
 use nestling_testkit::Kind;
 
@@ -40,8 +40,25 @@ async fn no_order_is_lost_stuck_or_charged_twice_whatever_dies() {
     let orders = number("CHAOS_ORDERS").map_or(ORDERS, |orders| u32::try_from(orders).unwrap());
     let seed = number("CHAOS_SEED").unwrap_or(SEED);
     let blows = blows(orders, seed);
-    println!("{orders} orders, seed {seed}: {blows:?}");
-    endure(orders, &blows).await;
+    println!("{orders} orders, seed {seed}, kills: {}", counted(&blows));
+    if let Some(summary) = endure(orders, &blows).await {
+        println!("{summary}");
+    }
+}
+
+/// How often each is killed.
+fn counted(blows: &[(u32, Blow)]) -> String {
+    let mut counts = BTreeMap::new();
+    for (_, blow) in blows {
+        let victim = match blow {
+            Blow::Kill(service) => service,
+            Blow::Restart(kind) => kind.name(),
+            Blow::Start(_) => continue,
+        };
+        *counts.entry(victim).or_insert(0) += 1;
+    }
+    let count = |(victim, count)| format!("{victim} {count}");
+    counts.into_iter().map(count).collect::<Vec<_>>().join(", ")
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -3,6 +3,10 @@
     clippy::unwrap_used,
     reason = "a failed test panics, in its helpers too"
 )]
+#![allow(
+    dead_code,
+    reason = "what other tests need too, each of which uses a part"
+)]
 
 mod buyer;
 mod fleet;

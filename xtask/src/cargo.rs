@@ -11,6 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+/// What all builds have in common, so that none undoes what another has compiled: Kafka with TLS, which is not among the
+/// features that a build by hand has.
+pub(crate) const FEATURES: [&str; 2] = ["--features", "nestling/kafka-tls"];
+
 /// The root of the workspace.
 pub(crate) fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -45,18 +49,23 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the binaries of some packages, with cargo's own progress on the terminal, and says where they are. Cargo is
+/// Builds the binaries of some packages with these features, with cargo's own progress on the terminal, and says where they are. Cargo is
 /// asked, because target folder and target triple are the user's to configure.
-pub(crate) fn build(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
-    build_as("dev", packages)
+pub(crate) fn build(packages: &[&str], features: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    build_as("dev", packages, features)
 }
 
 /// The same in another profile.
-pub(crate) fn build_as(profile: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+pub(crate) fn build_as(
+    profile: &str,
+    packages: &[&str],
+    features: &[&str],
+) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = command();
     command
         .args(["build", "--bins", "--profile", profile])
         .args(["--message-format", "json-render-diagnostics"])
+        .args(features)
         .stdout(Stdio::piped());
     for package in packages {
         command.args(["--package", package]);

@@ -33,6 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             "chaos",
             "no_order_is_lost",
         ])
+        .args(cargo::FEATURES)
         .args(["--", "--nocapture"]);
     let status = command.status().context("run cargo test")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());

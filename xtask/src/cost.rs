@@ -49,7 +49,7 @@ type Costs = BTreeMap<String, Cost>;
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     install::ensure_valgrind()?;
-    let programs = loud_step("build", || cargo::build_as("cost", &["cost"]))?;
+    let programs = loud_step("build", || cargo::build_as("cost", &["cost"], &[]))?;
     let program = |name: &str| programs.get(name).with_context(|| format!("no {name}"));
     let mut costs = step("count allocations", || {
         allocations(program("cost-allocations")?)

@@ -9,24 +9,32 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nestling_testkit::{Kind, find_program, kafka_jars, nestjs};
+use nestling_testkit::{Kind, clock, find_program, kafka_jars, nestjs};
 
 use crate::terminal::{last_lines, step};
 
-/// Sees to it that the brokers can be started: Debian's packages for their programs, and Kafka's jars.
+/// Sees to it that the brokers can be started, and the transports built: Debian's packages for programs and headers,
+/// and Kafka's jars.
 ///
 /// Where systemd runs, Debian starts its own NATS and Redis on 4222 and 6379 on installation. They are left alone.
 pub(crate) fn ensure(kinds: &[Kind]) -> Result<()> {
-    provide(&of_brokers(kinds))?;
+    let mut needs = of_brokers(kinds);
+    needs.push(openssl());
+    provide(&needs)?;
     kafka(kinds)
 }
 
-/// As [`ensure`], for the tests: they also talk to NestJS applications.
+/// As [`ensure`], for the tests: they also talk to NestJS applications, and set clocks wrong.
 pub(crate) fn ensure_for_tests(kinds: &[Kind]) -> Result<()> {
     let mut needs = of_brokers(kinds);
+    needs.push(openssl());
     needs.push(Need {
         who: "NestJS",
         missing: Box::new(nestjs::missing_programs),
+    });
+    needs.push(Need {
+        who: "a wrong clock",
+        missing: Box::new(clock::missing_programs),
     });
     provide(&needs)?;
     kafka(kinds)?;
@@ -56,6 +64,36 @@ fn of_brokers(kinds: &[Kind]) -> Vec<Need> {
     kinds.iter().map(need).collect()
 }
 
+/// What Kafka's client is built with, for TLS.
+fn openssl() -> Need {
+    Need {
+        who: "Kafka's TLS",
+        missing: Box::new(missing_headers),
+    }
+}
+
+fn missing_headers() -> Vec<(&'static str, &'static str)> {
+    if has_openssl() {
+        return Vec::new();
+    }
+    let mut missing = vec![("openssl.pc", "libssl-dev")];
+    if find_program("pkg-config").is_none() {
+        missing.push(("pkg-config", "pkg-config"));
+    }
+    missing
+}
+
+/// Whether a build finds the headers of OpenSSL.
+pub(crate) fn has_openssl() -> bool {
+    let known = Command::new("pkg-config")
+        .args(["--exists", "openssl"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    known || env::var_os("OPENSSL_DIR").is_some()
+}
+
 fn kafka(kinds: &[Kind]) -> Result<()> {
     if kinds.contains(&Kind::Kafka) {
         step("Apache Kafka's jars", || Ok(kafka_jars().map(drop)?))?;
@@ -63,7 +101,7 @@ fn kafka(kinds: &[Kind]) -> Result<()> {
     Ok(())
 }
 
-/// Somebody's programs, of which some may be missing.
+/// Somebody's programs and other files, of which some may be missing.
 struct Need {
     who: &'static str,
     /// Each with the Debian package that has it.
@@ -87,9 +125,7 @@ fn provide(needs: &[Need]) -> Result<()> {
     }
     for Need { who, missing } in needs {
         if let [(program, package), ..] = missing()[..] {
-            bail!(
-                "{who} is unavailable: the program {program} is missing even though {package} is installed"
-            );
+            bail!("{who} is unavailable: {program} is missing even though {package} is installed");
         }
     }
     Ok(())

@@ -6,7 +6,8 @@ use anyhow::Result;
 use nestling_testkit::find_program;
 
 use crate::{
-    cargo::{self, command, run as call},
+    cargo::{self, FEATURES, command, run as call},
+    install,
     terminal::loud_step,
 };
 
@@ -19,13 +20,16 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    install::ensure(&[])?;
     loud_step("format", || {
         call(command().args(["fmt", "--all", "--check"]))
     })?;
     loud_step("clippy", || {
         call(
             command()
-                .args(["clippy", "--workspace", "--all-targets", "--"])
+                .args(["clippy", "--workspace", "--all-targets"])
+                .args(FEATURES)
+                .arg("--")
                 .args(["-D", "warnings"]),
         )
     })?;
@@ -33,6 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         call(
             command()
                 .args(["doc", "--workspace", "--no-deps"])
+                .args(FEATURES)
                 .env("RUSTDOCFLAGS", "-D warnings"),
         )
     })?;

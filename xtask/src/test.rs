@@ -43,7 +43,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 fn suite(command: &mut Command, filters: &[String]) -> Result<ExitCode> {
     command
         .env("REQUIRE_BROKERS", "1")
-        .args(["test", "--workspace"]);
+        .args(["test", "--workspace"])
+        .args(cargo::FEATURES);
     if !filters.is_empty() {
         command.arg("--").args(filters);
     }

@@ -156,7 +156,7 @@ fn start_fleet(
     interrupt.check()?;
     let mut packages: Vec<&str> = SERVICES.iter().map(|service| service.name).collect();
     packages.extend(["gateway", "shop"]);
-    let binaries = loud_step("build", || cargo::build(&packages))?;
+    let binaries = loud_step("build", || cargo::build(&packages, &cargo::FEATURES))?;
     interrupt.check()?;
 
     let mut ports = Ports::load(home.0.join("ports"))?;
@@ -227,7 +227,12 @@ fn start_embedded(
     base: &str,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let binaries = loud_step("build", || cargo::build(&["shop"]))?;
+    // It talks to no Kafka, so that it need not install what TLS to one is built with.
+    let features = match install::has_openssl() {
+        true => &cargo::FEATURES[..],
+        false => &[],
+    };
+    let binaries = loud_step("build", || cargo::build(&["shop"], features))?;
     interrupt.check()?;
     let mut shop = Command::new(binary(&binaries, "shop")?);
     shop.args(["dev", "--bind", &format!("127.0.0.1:{port}"), "--data"])
@@ -268,6 +273,7 @@ fn start_broker(kind: Kind, fleet: &mut Fleet, home: &Home, ports: &mut Ports) -
                 // Cards pass through it on their way to the provider. What it loses when it is
                 // stopped is repeated by whoever waits for it; events are on Kafka.
                 volatile: kind == Kind::Redis,
+                ..BrokerOptions::default()
             },
         )?;
         ports.remember(kind.name(), broker.port())?;

@@ -32,6 +32,7 @@ Examples:
   nestling dead-letters list redis://127.0.0.1:6379 --service order
   nestling dead-letters show redis://127.0.0.1:6379 --service order 1700000000000-0
   nestling dead-letters replay kafka://127.0.0.1:9092 --service order --all
+  nestling dead-letters replay sqlite:data/user/user.db --service user --all --through nats://127.0.0.1:4222
   nestling dead-letters discard redis://127.0.0.1:6379 --service order 1700000000000-0
 
 A line has the members id, at (milliseconds since 1970), pattern, reason, attempts and handlers, and
@@ -69,6 +70,9 @@ enum Action {
         place: Place,
         #[command(flatten)]
         which: Which,
+        /// The transport to send them by, where it is not what keeps them
+        #[arg(long, value_name = "URL")]
+        through: Option<String>,
     },
     /// Throw some of them away
     Discard {
@@ -81,7 +85,8 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Place {
-    /// Where: redis://host:port, kafka://host:port or nats://host:port?events=jetstream
+    /// Where: redis://host:port, kafka://host:port, nats://host:port?events=jetstream, or a service's
+    /// own sqlite:path
     url: String,
     /// The service that gave them up
     #[arg(long)]
@@ -110,9 +115,13 @@ impl DeadLetters {
                 after,
             } => place.open().await?.list(limit, after).await,
             Action::Show { place, ids } => place.open().await?.show(&ids).await,
-            Action::Replay { place, which } => {
+            Action::Replay {
+                place,
+                which,
+                through,
+            } => {
                 let opened = place.open().await?;
-                let client = opened.client().await?;
+                let client = opened.client(through.as_ref()).await?;
                 opened
                     .each(which, async |opened: &Opened, id: &str| {
                         let replayed = client
@@ -162,8 +171,9 @@ struct Line<'a> {
 }
 
 impl Opened {
-    async fn client(&self) -> Result<Client, Failure> {
-        let builder = Client::builder(&self.place.url).timeout(self.place.timeout);
+    async fn client(&self, through: Option<&String>) -> Result<Client, Failure> {
+        let url = through.unwrap_or(&self.place.url);
+        let builder = Client::builder(url).timeout(self.place.timeout);
         Ok(within(self.place.timeout, builder.build()).await?)
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Pattern {
     pub(crate) kind: Kind,
     /// The literal pattern; without it the contract has it.
     pub(crate) literal: Option<LitStr>,
+    /// How many may be in work at once.
+    pub(crate) max_in_flight: Option<Expr>,
     /// Where the attribute is.
     pub(crate) span: Span,
 }
@@ -172,20 +174,10 @@ impl Handler {
 impl Pattern {
     fn of(attribute: &Attribute, kind: Kind) -> Result<Self> {
         let (name, example) = (kind.attribute(), kind.example());
-        let literal = match &attribute.meta {
-            Meta::Path(_) => None,
+        let (literal, max_in_flight) = match &attribute.meta {
+            Meta::Path(_) => (None, None),
             Meta::List(list) => {
-                let literal: LitStr = list.parse_args().map_err(|error| {
-                    Error::new(
-                        error.span(),
-                        format!(
-                            "expected a pattern in quotes, `#[{name}(\"{example}\")]`, \
-                             or `#[{name}]` for that of the first argument's contract"
-                        ),
-                    )
-                })?;
-                valid::literal_pattern(&literal)?;
-                Some(literal)
+                list.parse_args_with(|input: ParseStream<'_>| Self::arguments(input, kind))?
             }
             Meta::NameValue(pair) => {
                 return Err(Error::new(
@@ -197,8 +189,40 @@ impl Pattern {
         Ok(Self {
             kind,
             literal,
+            max_in_flight,
             span: attribute.path().span(),
         })
+    }
+
+    /// A literal, options, or both.
+    fn arguments(input: ParseStream<'_>, kind: Kind) -> Result<(Option<LitStr>, Option<Expr>)> {
+        let mut literal = None;
+        if input.peek(LitStr) {
+            let pattern = input.parse()?;
+            valid::literal_pattern(&pattern)?;
+            literal = Some(pattern);
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        } else if !(input.peek(Ident::peek_any) && input.peek2(Token![=])) {
+            let (name, example) = (kind.attribute(), kind.example());
+            return Err(Error::new(
+                input.span(),
+                format!(
+                    "expected a pattern in quotes, `#[{name}(\"{example}\")]`, \
+                     or `#[{name}]` for that of the first argument's contract"
+                ),
+            ));
+        }
+        let mut most = None;
+        keys(input, |key, input| match key.to_string().as_str() {
+            "max_in_flight" => set(&mut most, key, value(key, input, "4")?),
+            _ => Err(unknown(key, &["max_in_flight"])),
+        })?;
+        if let Some(most) = &most {
+            valid::at_least_one(most)?;
+        }
+        Ok((literal, most))
     }
 }
 
@@ -246,17 +270,23 @@ fn read(
             format!("a second `#[{name}(…)]`: join them"),
         ));
     }
-    attribute.parse_args_with(|input: ParseStream<'_>| {
-        while !input.is_empty() {
-            let key = input.call(Ident::parse_any)?;
-            each(&key, input)?;
-            if !input.is_empty() {
-                input.parse::<Token![,]>()?;
-            }
-        }
-        Ok(())
-    })?;
+    attribute.parse_args_with(|input: ParseStream<'_>| keys(input, &mut each))?;
     Ok(Some(attribute.clone()))
+}
+
+/// Hands each `key` of `key, key = value` to `each`, which reads what follows it.
+fn keys(
+    input: ParseStream<'_>,
+    mut each: impl FnMut(&Ident, ParseStream<'_>) -> Result<()>,
+) -> Result<()> {
+    while !input.is_empty() {
+        let key = input.call(Ident::parse_any)?;
+        each(&key, input)?;
+        if !input.is_empty() {
+            input.parse::<Token![,]>()?;
+        }
+    }
+    Ok(())
 }
 
 fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> Result<()> {

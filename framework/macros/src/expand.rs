@@ -145,14 +145,18 @@ fn registration(controller: &Controller, router: &Ident) -> TokenStream {
     quote!(#router.merge(#own))
 }
 
-/// The call that adds one handler to `router`.
+/// The call that adds one handler to `router`; with layers or a limit, on a router of its own that is
+/// merged.
 fn addition(handler: &Handler, router: &Ident) -> TokenStream {
     let call = call(handler);
     let this = local("this");
-    let added = if handler.layers.is_empty() {
+    let most = &handler.pattern.max_in_flight;
+    let limited = most.as_ref().map(|most| quote!(.max_in_flight(#most)));
+    let added = if handler.layers.is_empty() && limited.is_none() {
         quote!(#router #call)
     } else {
-        let own = layered(&quote!(::nestling::Router::new() #call), &handler.layers);
+        let own = quote!(::nestling::Router::new() #call #limited);
+        let own = layered(&own, &handler.layers);
         quote!(#router.merge(#own))
     };
     quote!({

@@ -147,6 +147,7 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// | `#[message_pattern("service.verb")]` | the message of that name; all its arguments are extractors, `Payload<T>` among them |
 /// | `#[event_pattern]` | the event whose contract is its first argument; it returns `Result<(), Error>` |
 /// | `#[event_pattern("noun.happened")]` | the event of that name; all its arguments are extractors |
+/// | `max_in_flight = 4` | in one of the above, alone or after the pattern: how many of them may be in work at once, as `Router::max_in_flight` says |
 /// | `#[layer(expression)]` | with one of the above: puts that layer around the handler |
 ///
 /// A literal is any name: with wildcards where the broker has them, `"time.us.*"`, or the JSON text
@@ -157,9 +158,9 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// compile; an event may have several.
 ///
 /// `#[layer(expression)]` below `#[controller]` itself puts a layer around all handlers, outside
-/// their own. Of several on one item the upper is the outer. The expression is evaluated once,
-/// when the controller is added to a router, and may use `self`, which is an `Arc` of the
-/// controller then.
+/// their own. Of several on one item the upper is the outer. The expression, like that of
+/// `max_in_flight`, is evaluated once, when the controller is added to a router, and may use `self`,
+/// which is an `Arc` of the controller then.
 ///
 /// The attribute leaves the block as it was and writes the implementation beside it:
 ///

@@ -3,8 +3,8 @@
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{
-    Data, DeriveInput, Error, FnArg, GenericArgument, GenericParam, LitStr, Member, PathArguments,
-    Result, ReturnType, Signature, Type, spanned::Spanned,
+    Data, DeriveInput, Error, Expr, ExprLit, FnArg, GenericArgument, GenericParam, Lit, LitStr,
+    Member, PathArguments, Result, ReturnType, Signature, Type, spanned::Spanned,
 };
 
 use crate::{
@@ -230,6 +230,20 @@ fn same(one: &Handler, other: &Handler) -> bool {
         (Some(one), Some(other)) => controller::same_type(one, other),
         (None, None) => one.literal().map(LitStr::value) == other.literal().map(LitStr::value),
         _ => false,
+    }
+}
+
+/// A limit, as far as it is a number: nothing could ever be in work.
+pub(crate) fn at_least_one(limit: &Expr) -> Result<()> {
+    match limit {
+        Expr::Lit(ExprLit {
+            lit: Lit::Int(number),
+            ..
+        }) if number.base10_digits() == "0" => Err(Error::new(
+            number.span(),
+            "with a limit of 0 nothing would ever run: give at least 1",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -96,6 +96,8 @@ impl<'a> Call<'a> {
         if let Some(context) = Context::current() {
             context.pass_on(&mut envelope);
         }
+        let checked = envelope.check();
+        checked.map_err(|what| Error::new(ErrorKind::TooLarge, what))?;
         Ok((self.client, envelope))
     }
 }

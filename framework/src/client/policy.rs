@@ -194,7 +194,7 @@ impl Default for Retry {
 
 /// When calls of a pattern are refused at once, because those before were in vain.
 ///
-/// It opens when, among the last calls, the share of failures is too large. Failures are
+/// It opens with a failure, when among the last calls the share of failures is too large. Failures are
 /// `Unavailable` and `DeadlineExceeded`, whoever says so, and a peer that breaks the protocol; an
 /// error with any other code is an answer. While it is open, calls end at once with `Unavailable`,
 /// and [`ErrorKind::CircuitOpen`](crate::transport::ErrorKind::CircuitOpen) behind it. After a cool-down

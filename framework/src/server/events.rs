@@ -13,20 +13,22 @@ use bytestring::ByteString;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 use tokio::{
-    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit},
     time::{sleep, timeout},
 };
 
 use super::{
     Origin,
-    run::{Loop, Started, Work, report},
+    permits::Turnstile,
+    run::{Loop, Started},
+    work::{Work, report},
 };
 use crate::{
     context::Context,
     envelope::header,
     error::RpcError,
-    router::Route,
-    transport::{Delivery, Only, Outcome, Rejection, Responder},
+    router::{EventRoute, Place},
+    transport::{Delivery, Kind, Only, Outcome, Rejection, Responder},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -86,10 +88,17 @@ impl Lanes {
             .filter(|(place, _)| only.means(*place));
         // Nearly always one.
         let mut handlers: SmallVec<[_; 1]> = meant
-            .map(|(place, event)| Handling::new(place, event.route.clone(), &cx))
+            .map(|(place, event)| Handling::new(place, event.clone(), &cx))
             .collect();
         if cx.attempt() > shared.attempts(origin) {
-            return Started::Settle(Outcome::Reject(worn_out(&cx, &handlers)));
+            let worn_out = Some(worn_out(&cx, &handlers));
+            let handlers = Vec::new();
+            return Started::Event(Event {
+                turn,
+                origin,
+                handlers,
+                worn_out,
+            });
         }
         let [only] = &mut handlers[..] else {
             return Self::queued(turn, origin, handlers);
@@ -97,14 +106,23 @@ impl Lanes {
         if matches!(turn, Turn::Waiting(_)) {
             return Self::queued(turn, origin, handlers);
         }
-        let mut work = Work::new(&only.route, cx);
+        let Some(place) = only.event.limit.try_take() else {
+            return Self::queued(turn, origin, handlers);
+        };
+        let mut work = Work::new(&only.event.route, cx);
         match work.poll(task) {
             Poll::Ready(Ok(_)) => {
                 log_handled(work.context());
                 return Started::Settle(Outcome::Ack);
             }
             Poll::Ready(Err(error)) => only.first = Some(First::Failed(error)),
-            Poll::Pending => only.first = Some(First::Waits(work)),
+            Poll::Pending => {
+                let held = Held {
+                    _place: place,
+                    permit: None,
+                };
+                only.first = Some(First::Runs(work, held));
+            }
         }
         Self::queued(turn, origin, handlers)
     }
@@ -114,6 +132,7 @@ impl Lanes {
             turn,
             origin,
             handlers: handlers.into_vec(),
+            worn_out: None,
         })
     }
 }
@@ -123,32 +142,63 @@ pub(super) struct Event {
     turn: Turn,
     origin: Origin,
     handlers: Vec<Handling>,
+    /// It has had all its tries before, and gets no more.
+    worn_out: Option<Rejection>,
 }
 
 /// One handler of an event: each succeeds, is retried and fails apart from the others.
 struct Handling {
     /// Among the service's handlers of this event.
     place: usize,
-    route: Route,
+    event: EventRoute,
     cx: Context,
     first: Option<First>,
 }
 
 /// What is known of the first attempt, which was made in place.
 enum First {
-    Waits(Work),
+    Runs(Work, Held),
     Failed(RpcError),
 }
 
+/// What a try of an event holds.
+struct Held {
+    _place: Place,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 impl Event {
+    /// Gives the permit to the handler that runs, or back if none does.
+    pub(super) fn hand_over(
+        &mut self,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<OwnedSemaphorePermit> {
+        match &mut self.handlers[..] {
+            [
+                Handling {
+                    first: Some(First::Runs(_, held)),
+                    ..
+                },
+            ] => held.permit.replace(permit),
+            _ => Some(permit),
+        }
+    }
+
     /// Runs every handler to its end; `None` when the event has to be given back.
-    pub(super) async fn finish(self, shared: &Loop, delivery: &mut Delivery) -> Option<Outcome> {
+    pub(super) async fn finish(
+        self,
+        shared: &Loop,
+        turnstile: &Turnstile,
+        delivery: &mut Delivery,
+    ) -> Option<Outcome> {
         let Self {
             turn,
             origin,
             handlers,
+            worn_out,
         } = self;
         let attempts = shared.attempts(origin);
+        let is_event = delivery.kind == Kind::Event;
         let responder = Mutex::new(delivery.responder());
         let work = async {
             let guard = match turn {
@@ -158,12 +208,18 @@ impl Event {
             };
             let ends = handlers
                 .into_iter()
-                .map(|handling| handling.run(shared, attempts, &responder));
+                .map(|handling| handling.run(shared, turnstile, attempts, &responder));
             let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
-            match Failure::join(failures) {
+            match worn_out.or_else(|| Failure::join(failures)) {
                 None => Outcome::Ack,
-                Some(rejection) => Outcome::Reject(rejection),
+                Some(rejection) => {
+                    if is_event {
+                        let (kept, service) = (&shared.limits.kept, shared.service());
+                        kept.keep(service, origin, &rejection).await;
+                    }
+                    Outcome::Reject(rejection)
+                }
             }
         };
         // What is given back must not be overtaken by what waits behind it.
@@ -212,10 +268,10 @@ fn worn_out(cx: &Context, handlers: &[Handling]) -> Rejection {
 }
 
 impl Handling {
-    fn new(place: usize, route: Route, cx: &Context) -> Self {
+    fn new(place: usize, event: EventRoute, cx: &Context) -> Self {
         Self {
             place,
-            route,
+            event,
             cx: cx.clone(),
             first: None,
         }
@@ -225,12 +281,13 @@ impl Handling {
     async fn run(
         mut self,
         shared: &Loop,
+        turnstile: &Turnstile,
         attempts: u32,
         responder: &Mutex<&mut dyn Responder>,
     ) -> Option<Failure> {
         let mut delay = shared.limits.first_delay;
         loop {
-            let error = match self.attempt(shared.limits.handler_timeout).await {
+            let error = match self.attempt(turnstile, shared.limits.handler_timeout).await {
                 Ok(()) => {
                     log_handled(&self.cx);
                     return None;
@@ -258,13 +315,24 @@ impl Handling {
         }
     }
 
-    async fn attempt(&mut self, limit: Duration) -> Result<(), RpcError> {
-        let mut work = match self.first.take() {
+    async fn attempt(&mut self, turnstile: &Turnstile, limit: Duration) -> Result<(), RpcError> {
+        let (mut work, held) = match self.first.take() {
             Some(First::Failed(error)) => return Err(error),
-            Some(First::Waits(work)) => work,
-            None => Work::new(&self.route, self.cx.clone()),
+            Some(First::Runs(work, held)) => (work, held),
+            None => {
+                // The place is first: a permit is not held by what cannot run.
+                let held = Held {
+                    _place: self.event.limit.take().await,
+                    permit: turnstile.permit().await,
+                };
+                (Work::new(&self.event.route, self.cx.clone()), held)
+            }
         };
-        match timeout(limit, poll_fn(|task| work.poll(task))).await {
+        let result = timeout(limit, poll_fn(|task| work.poll(task))).await;
+        // What the handler holds goes before others take its place.
+        drop(work);
+        drop(held);
+        match result {
             Ok(result) => result.map(drop),
             Err(_) => Err(RpcError::deadline_exceeded(format!(
                 "the handler took over {limit:?}"

@@ -1,7 +1,12 @@
 //! [`Server`]: receives what a [`Router`] handles, on any number of transports at once.
 
 mod events;
+mod kept;
+mod message;
+mod permits;
 mod run;
+mod signals;
+mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,13 +16,15 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use self::run::Loop;
+pub use self::signals::Signals;
+use self::{kept::Kept, run::Loop};
 use crate::{
     contract::Guarantee,
     endpoint::{Endpoint, Endpoints},
     router::Router,
     transport::{
-        Error, EventPattern, MessagePattern, ServerTransport, Source, Sources, Subscription,
+        DeadLetterStore, Error, EventPattern, MessagePattern, ServerTransport, Source, Sources,
+        Subscription,
     },
 };
 
@@ -48,6 +55,7 @@ struct Limits {
     drain_timeout: Duration,
     attempts: u32,
     first_delay: Duration,
+    kept: Kept,
 }
 
 /// Why a server did not start, or what made it stop.
@@ -74,6 +82,8 @@ pub enum StartError {
     },
     /// The signal that should end the server cannot be waited for.
     Signal(std::io::Error),
+    /// A second signal ended the server before it had drained.
+    CutOff,
 }
 
 impl fmt::Display for StartError {
@@ -93,6 +103,7 @@ impl fmt::Display for StartError {
                 transports.join(", ")
             ),
             Self::Signal(_) => f.write_str("wait for a termination signal"),
+            Self::CutOff => f.write_str("ended by a second signal before everything was done"),
         }
     }
 }
@@ -102,7 +113,7 @@ impl std::error::Error for StartError {
         match self {
             Self::Transport { source, .. } => Some(source),
             Self::Signal(source) => Some(source),
-            Self::NoEndpoint | Self::Unfit { .. } => None,
+            Self::NoEndpoint | Self::Unfit { .. } | Self::CutOff => None,
         }
     }
 }
@@ -123,6 +134,7 @@ impl Server {
                 drain_timeout: Duration::from_secs(10),
                 attempts: 6,
                 first_delay: Duration::from_millis(100),
+                kept: Kept::default(),
             },
         }
     }
@@ -161,10 +173,12 @@ impl Server {
         self
     }
 
-    /// How many messages and events may be in work at once, over all transports (4096).
+    /// How many messages and events may be in work at once, over all transports (4096); an event counts
+    /// for each of its handlers that runs, and not while it waits for its next try or for its turn.
+    /// [`Router::max_in_flight`] limits single handlers.
     #[must_use]
     pub fn max_in_flight(mut self, limit: usize) -> Self {
-        self.limits.max_in_flight = limit.max(1);
+        self.limits.max_in_flight = limit.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
@@ -194,16 +208,31 @@ impl Server {
         self
     }
 
-    /// Runs until SIGINT or SIGTERM, then drains.
+    /// Where the service keeps the events it gives up that arrived by a transport which keeps none (TCP,
+    /// NATS without JetStream, NestJS's Redis channels): in a
+    /// [`DeadLetterTable`](crate::sqlite::DeadLetterTable), for one. Without this they are only logged.
+    #[must_use]
+    pub fn dead_letters(mut self, store: impl DeadLetterStore) -> Self {
+        self.limits.kept = Kept(Some(Arc::new(store)));
+        self
+    }
+
+    /// Runs until SIGINT or SIGTERM, then drains; a second signal ends it at once, as a crash would.
     ///
     /// # Errors
-    /// [`StartError`] when it cannot start.
+    /// [`StartError`] when it cannot start, or was not let finish.
     pub async fn run(self) -> Result<(), StartError> {
-        let running = self.start().await?;
-        let signal = terminated().await;
+        let mut signals = Signals::listen().map_err(StartError::Signal)?;
+        let running = tokio::select! {
+            started = self.start() => started?,
+            () = signals.next() => return Ok(()),
+        };
+        signals.next().await;
         tracing::info!("draining");
-        running.shutdown().await;
-        signal.map_err(StartError::Signal)
+        tokio::select! {
+            () = running.shutdown() => Ok(()),
+            () = signals.next() => Err(StartError::CutOff),
+        }
     }
 
     /// Starts; returns when every transport receives.
@@ -248,15 +277,13 @@ impl Server {
                 .transport
                 .subscribe(subscription)
                 .await
-                .map_err(|source| StartError::Transport {
-                    endpoint: endpoint.clone(),
-                    source,
-                })?;
+                .map_err(|source| failed(&input.endpoint, source))?;
             let url = input.transport.local_url().unwrap_or(endpoint);
             tracing::info!(service = name, instance, url, "listening");
             let origin = Origin {
                 name: input.transport.name(),
                 guarantee: input.transport.capabilities().events,
+                dead_letters: input.transport.capabilities().dead_letters,
             };
             all.push(tagged(sources, origin));
             transports.push((input.transport, url));
@@ -284,6 +311,8 @@ impl Server {
 struct Origin {
     name: &'static str,
     guarantee: Guarantee,
+    /// It keeps what is given up.
+    dead_letters: bool,
 }
 
 type Tagged = futures_util::stream::BoxStream<'static, (Origin, Box<dyn Source>)>;
@@ -359,43 +388,62 @@ fn needs(routes: &[crate::router::EventRoute]) -> Guarantee {
 
 async fn open_all(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Input>, StartError> {
     let mut inputs: Vec<Input> = Vec::new();
-    for (endpoint, is_listen) in listen
-        .iter()
-        .map(|endpoint| (endpoint, true))
-        .chain(events.iter().map(|e| (e, false)))
-    {
-        if let Some(known) = inputs
-            .iter_mut()
-            .find(|input| input.endpoint.is_same(endpoint))
-        {
-            known.messages |= is_listen;
-            continue;
-        }
-        let transport = endpoint
-            .open_server()
-            .await
-            .map_err(|source| StartError::Transport {
-                endpoint: endpoint.to_string(),
-                source,
-            })?;
-        let is_bus = events.is_empty() || events.iter().any(|other| other.is_same(endpoint));
-        let arrives = if is_bus {
-            Arrives::All
-        } else {
-            Arrives::IfBestEffort
+    for place in gather(listen, events)? {
+        let opening = place.endpoint.open_server().await;
+        let transport = opening.map_err(|source| failed(&place.endpoint, source))?;
+        let events = match place.is_bus {
+            true => Arrives::All,
+            false => Arrives::IfBestEffort,
         };
-        let endpoint = endpoint.clone();
         inputs.push(Input {
-            endpoint,
+            endpoint: place.endpoint,
             transport,
-            messages: is_listen,
-            events: arrives,
+            messages: place.is_listen,
+            events,
         });
     }
     if inputs.is_empty() {
         Err(StartError::NoEndpoint)
     } else {
         Ok(inputs)
+    }
+}
+
+/// Where to listen, and for what.
+struct Place {
+    endpoint: Endpoint,
+    is_listen: bool,
+    is_bus: bool,
+}
+
+/// Each place once, even if it is named as both.
+fn gather(listen: &[Endpoint], events: &[Endpoint]) -> Result<Vec<Place>, StartError> {
+    let mut places: Vec<Place> = Vec::new();
+    let listen = listen.iter().map(|endpoint| (endpoint, true));
+    'named: for (endpoint, is_listen) in listen.chain(events.iter().map(|e| (e, false))) {
+        let is_bus = !is_listen || events.is_empty();
+        for known in &mut places {
+            let joined = known.endpoint.joined(endpoint);
+            if let Some(joined) = joined.map_err(|source| failed(endpoint, source))? {
+                known.endpoint = joined;
+                known.is_listen |= is_listen;
+                known.is_bus |= is_bus;
+                continue 'named;
+            }
+        }
+        places.push(Place {
+            endpoint: endpoint.clone(),
+            is_listen,
+            is_bus,
+        });
+    }
+    Ok(places)
+}
+
+fn failed(endpoint: &Endpoint, source: Error) -> StartError {
+    StartError::Transport {
+        endpoint: endpoint.to_string(),
+        source,
     }
 }
 
@@ -504,19 +552,4 @@ impl Running {
             log_panic(ended);
         }
     }
-}
-
-/// Waits for SIGINT or SIGTERM.
-pub(crate) async fn terminated() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            interrupt = tokio::signal::ctrl_c() => interrupt,
-            _ = terminate.recv() => Ok(()),
-        }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
 }

@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 use super::{Error, ErrorKind};
 
-/// A transport's URL, taken apart. Printing it hides the password, and a user name without one, which
-/// is a token.
+/// A transport's URL, taken apart. Printing it hides the password, a user name without one, which is a
+/// token, and the values of options that no transport of this build has.
 ///
 /// Unlike the URLs of the web it may name several hosts: `kafka://one:9092,two:9092`.
 ///
@@ -85,6 +85,17 @@ impl Address {
         })
     }
 
+    /// The usual name of Redis over TLS, `rediss`, in the words of all other transports.
+    pub(super) fn without_alias(mut self) -> Self {
+        if self.scheme == "rediss" {
+            "redis".clone_into(&mut self.scheme);
+            if self.option("tls").is_none() {
+                self.options.push(("tls".to_owned(), "on".to_owned()));
+            }
+        }
+        self
+    }
+
     /// The names of all query options.
     pub fn options(&self) -> impl Iterator<Item = &str> {
         self.options.iter().map(|(key, _)| key.as_str())
@@ -107,9 +118,15 @@ impl FromStr for Address {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
         };
-        if credentials.is_none() && rest.contains('@') {
+        // It would be printed, as the path or an option.
+        if path.contains('@') {
             return Err(malformed(
-                "has an @ behind a /: write %2F for a / in the password",
+                "has an @ behind a /: write %2F for a / in the password, and %40 for an @ in a path",
+            ));
+        }
+        if query.contains('@') {
+            return Err(malformed(
+                "has an @ behind a ?: write %3F for a ? in the password, and %40 for an @ in an option",
             ));
         }
         let decoded = |part: &str| decode(part).ok_or_else(|| malformed("has a bad escape"));
@@ -168,6 +185,11 @@ impl fmt::Display for Address {
         }
         for (position, (name, value)) in self.options.iter().enumerate() {
             let separator = if position == 0 { '?' } else { '&' };
+            let value = if super::is_known_option(name) {
+                value
+            } else {
+                "***"
+            };
             write!(f, "{separator}{name}={value}")?;
         }
         Ok(())
@@ -208,5 +230,31 @@ mod tests {
         let address = parse("nats://t0ken@localhost");
         assert_eq!(address.to_string(), "nats://***@localhost");
         assert!("no-scheme".parse::<Address>().is_err());
+        let address = parse("kafka://localhost?ssl.key.password=s3cret");
+        assert_eq!(
+            address.to_string(),
+            "kafka://localhost?ssl.key.password=***"
+        );
+    }
+
+    #[test]
+    fn a_password_that_breaks_the_url_is_not_taken_for_another_part() {
+        for url in [
+            "redis://ada:s3/cret@localhost",
+            "redis://ada:s3?cret@localhost",
+            "redis://ada:s3@c/ret@localhost",
+            "redis://ada:s3@c?ret@localhost",
+        ] {
+            let error = url.parse::<Address>().unwrap_err();
+            assert!(!error.to_string().contains("s3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rediss_is_redis_with_tls() {
+        let address = parse("rediss://localhost/1").without_alias();
+        assert_eq!(address.to_string(), "redis://localhost/1?tls=on");
+        let address = parse("rediss://localhost?tls=off").without_alias();
+        assert_eq!(address.option("tls"), Some("off"));
     }
 }

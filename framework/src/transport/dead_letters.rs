@@ -179,6 +179,17 @@ pub trait DeadLetters: Send + Sync + 'static {
     async fn discard(&self, service: &str, id: &str) -> Result<bool, Error>;
 }
 
+/// A place for dead letters that is no transport's: events go there that were given up and arrived by
+/// a transport that keeps none.
+#[async_trait]
+pub trait DeadLetterStore: DeadLetters {
+    /// Keeps one; returns when it is safe.
+    ///
+    /// # Errors
+    /// When it is not stored, or may not be.
+    async fn keep(&self, dead_letter: DeadLetter) -> Result<(), Error>;
+}
+
 /// Gives a dead letter to the handlers that failed once more, and removes it; false if there was none.
 ///
 /// It is published first: a crash in between leaves it where it is, and handlers of such events

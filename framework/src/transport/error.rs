@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Config,
     /// The peer or broker cannot be reached.
     Connect,
+    /// The broker does not take our name and password, or our certificate. Trying again is no use.
+    Refused,
     /// The connection was lost or closed while somebody waited.
     Closed,
     /// Nobody answers this pattern.
@@ -66,9 +68,9 @@ impl Error {
     /// use nestling::{RpcError, transport};
     ///
     /// fn was_sent(error: &RpcError) -> bool {
-    ///     use transport::ErrorKind::{CircuitOpen, Config, Connect, Full, TooLarge};
+    ///     use transport::ErrorKind::{CircuitOpen, Config, Connect, Full, Refused, TooLarge};
     ///     let kind = transport::Error::behind(error).map(transport::Error::kind);
-    ///     !matches!(kind, Some(CircuitOpen | Config | Connect | Full | TooLarge))
+    ///     !matches!(kind, Some(CircuitOpen | Config | Connect | Full | Refused | TooLarge))
     /// }
     /// ```
     pub fn behind(error: &RpcError) -> Option<&Self> {
@@ -102,7 +104,8 @@ impl error::Error for Error {
 impl From<Error> for RpcError {
     fn from(error: Error) -> Self {
         let code = match error.kind {
-            ErrorKind::Config => Code::FailedPrecondition,
+            // Not `Unauthenticated`: the caller's own caller is who he says he is.
+            ErrorKind::Config | ErrorKind::Refused => Code::FailedPrecondition,
             ErrorKind::Connect
             | ErrorKind::Closed
             | ErrorKind::NoResponders

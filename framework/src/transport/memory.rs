@@ -43,7 +43,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     replicas_share: true,
     fan_out: true,
     durable: false,
-    order: Order::Key,
+    order: Order::KeyInReplica,
     redelivers: true,
     dead_letters: true,
     cancels: true,
@@ -106,7 +106,8 @@ impl Memory {
         Arc::ptr_eq(&self.hub, &other.hub)
     }
 
-    pub(crate) fn client(&self) -> Arc<dyn ClientTransport> {
+    /// The sending side alone, for a transport that wraps it: one that loses messages, in a test.
+    pub fn client(&self) -> Arc<dyn ClientTransport> {
         Arc::new(MemoryClient::new(Arc::clone(&self.hub)))
     }
 }

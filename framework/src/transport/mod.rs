@@ -11,6 +11,8 @@
 
 mod address;
 mod calls;
+#[cfg(any(feature = "kafka", feature = "redis"))]
+mod clock;
 mod dead_letters;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -33,8 +35,17 @@ mod nest;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "sqlx")]
+pub(crate) mod sqlite;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg_attr(
+    not(all(feature = "tcp", feature = "nats", feature = "redis", feature = "tls")),
+    allow(dead_code, unused_imports, reason = "each transport uses a part of it")
+)]
+mod tls;
+#[cfg(any(feature = "nats", feature = "redis", feature = "kafka"))]
+mod trials;
 
 use std::{
     fmt,
@@ -54,7 +65,7 @@ pub(crate) use self::dead_letters::Only;
 pub use self::{
     address::Address,
     calls::{Call, Calls, WINDOW},
-    dead_letters::{DeadLetter, DeadLetters, replay},
+    dead_letters::{DeadLetter, DeadLetterStore, DeadLetters, replay},
     error::{Error, ErrorKind},
     memory::Memory,
     pending::{Control, Item, Pending, Replies},
@@ -163,7 +174,7 @@ pub enum Outcome {
         after: Duration,
     },
     /// The service has given an event up: it goes to the dead letters, if the transport has them, and
-    /// is then acknowledged.
+    /// is then acknowledged. Where it has none, the server has kept it already, or nobody does.
     Reject(Rejection),
 }
 
@@ -200,7 +211,8 @@ pub struct Delivery {
     pub envelope: Envelope,
     /// The subscribed pattern it came by, where that is not the envelope's own (wildcards).
     pub subscription: Option<ByteString>,
-    /// The how-manieth delivery this is, counted from 1, as far as the transport knows.
+    /// The how-manieth try this is, counted from 1, as far as the transport knows. What came to
+    /// nothing because its process died counts once it is clear that it was to blame.
     pub attempt: u32,
     /// Deliveries of one source with equal lanes are handled one after the other.
     pub lane: Option<ByteString>,
@@ -405,9 +417,10 @@ pub enum Order {
     Connection,
     /// What one publisher sends to one subject.
     Subject,
-    /// Events with one key, among those that one replica handles.
+    /// Events with one key that one replica gets: replicas share them without regard to keys, and what
+    /// is given back comes behind what follows it.
     KeyInReplica,
-    /// Events with one key, however many replicas share them.
+    /// Events with one key.
     Key,
 }
 
@@ -417,12 +430,18 @@ type Opened<T> = BoxFuture<'static, Result<Arc<T>, Error>>;
 pub(crate) struct Scheme {
     /// The part of a URL before `:`.
     pub(crate) name: &'static str,
-    /// The query options its URLs may have.
+    /// The query options its URLs may have, beside those of TLS.
     pub(crate) options: &'static [&'static str],
     pub(crate) server: fn(Address) -> Opened<dyn ServerTransport>,
     pub(crate) client: fn(Address, ClientIdentity) -> Opened<dyn ClientTransport>,
     /// Where the transport keeps what services give up, if it does.
     pub(crate) dead_letters: Option<fn(Address) -> Opened<dyn DeadLetters>>,
+}
+
+impl Scheme {
+    fn has_option(&self, name: &str) -> bool {
+        self.options.contains(&name) || tls::OPTIONS.contains(&name)
+    }
 }
 
 /// Who is calling, for transports on which replies are addressed to a service and an instance.
@@ -448,8 +467,13 @@ static SCHEMES: &[Scheme] = &[
     kafka::SCHEME,
 ];
 
+/// Whether an option of this name is one of ours, and its value nothing to hide.
+fn is_known_option(name: &str) -> bool {
+    SCHEMES.iter().any(|scheme| scheme.has_option(name))
+}
+
 fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
-    let address: Address = url.parse()?;
+    let address = url.parse::<Address>()?.without_alias();
     let config = |message| Err(Error::new(ErrorKind::Config, message));
     let Some(scheme) = SCHEMES
         .iter()
@@ -466,13 +490,30 @@ fn find(url: &str) -> Result<(&'static Scheme, Address), Error> {
             known.join(", ")
         ));
     };
-    if let Some(option) = address
-        .options()
-        .find(|option| !scheme.options.contains(option))
-    {
+    if let Some(option) = address.options().find(|option| !scheme.has_option(option)) {
         return config(format!("{}:// has no option {option:?}", scheme.name));
     }
     Ok((scheme, address))
+}
+
+/// The one of two URLs that serves for both, if they name the same thing, so that it is opened once.
+///
+/// # Errors
+/// When they name the same thing in ways that exclude each other.
+pub(crate) fn joined<'a>(one: &'a str, other: &'a str) -> Result<Option<&'a str>, Error> {
+    if one == other {
+        return Ok(Some(one));
+    }
+    #[cfg(feature = "nats")]
+    if let ((scheme, first), (second_scheme, second)) = (find(one)?, find(other)?)
+        && scheme.name == nats::SCHEME.name
+        && second_scheme.name == nats::SCHEME.name
+    {
+        let is_first = |joined: &Address| std::ptr::eq(joined, &first);
+        let joined = nats::joined(&first, &second)?;
+        return Ok(joined.map(|joined| if is_first(joined) { one } else { other }));
+    }
+    Ok(None)
 }
 
 /// Opens the receiving side of what `url` names.
@@ -492,6 +533,13 @@ pub(crate) async fn open_client(
 
 /// Opens the dead letters of what `url` names.
 pub(crate) async fn open_dead_letters(url: &str) -> Result<Arc<dyn DeadLetters>, Error> {
+    #[cfg(feature = "sqlx")]
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return Ok(Arc::new(
+            sqlite::DeadLetterTable::find_in(path.as_ref()).await?,
+        ));
+    }
     let (scheme, address) = find(url)?;
     match scheme.dead_letters {
         Some(open) => open(address).await,
@@ -514,6 +562,14 @@ impl Task {
     )]
     pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(future))
+    }
+}
+
+impl Task {
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

@@ -17,13 +17,22 @@
 
 mod brokers;
 mod cache;
+#[cfg(feature = "suite")]
+mod certificates;
+pub mod clock;
 pub mod nestjs;
 mod process;
+#[cfg(feature = "suite")]
+mod proxy;
 #[cfg(feature = "suite")]
 pub mod suite;
 
 pub use brokers::{
-    Broker, Kind, Options, Unavailable, broker_or_skip, find_program, kafka_jars, or_skip, shared,
-    unique,
+    Broker, Kind, Options, Security, Unavailable, broker_or_skip, find_program, kafka_jars,
+    or_skip, shared, unique,
 };
+#[cfg(feature = "suite")]
+pub use certificates::Authority;
 pub use process::Process;
+#[cfg(feature = "suite")]
+pub use proxy::{Proxy, Way};

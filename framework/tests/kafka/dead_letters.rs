@@ -7,7 +7,7 @@ use nestling::{
     Context, Endpoint, Guarantee, Payload, Router, RpcError, Server, header,
     transport::{DeadLetter, DeadLetters},
 };
-use nestling_testkit::{Kind, broker_or_skip, suite::witness::Record, unique};
+use nestling_testkit::{Broker, Kind, Options, broker_or_skip, suite::witness::Record, unique};
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{
@@ -425,7 +425,7 @@ async fn failed_tries_are_committed_with_the_position_and_others_are_not_counted
     let events = topic_of(failing);
     eventually(async || {
         let (position, tries) = committed(plain, &service, &events).await;
-        (tries == "tries=0:1").then(|| assert_eq!(position, Offset::Offset(0)))
+        (tries == "begun=1;tries=0:1").then(|| assert_eq!(position, Offset::Offset(0)))
     })
     .await;
     seen.at_least(2).await;
@@ -451,4 +451,48 @@ async fn failed_tries_are_committed_with_the_position_and_others_are_not_counted
     })
     .await;
     drop(second);
+}
+
+/// A broker that has no room for the counts of tries is one all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_no_metadata_keeps_positions() {
+    let _there_is_one = kafka!();
+    let options = Options {
+        properties: vec!["offset.metadata.max.bytes=4".to_owned()],
+        ..Options::default()
+    };
+    let broker = Broker::start(Kind::Kafka, options).unwrap();
+    let url = format!("{}?partitions=1", broker.url());
+    let [failing, passing] = pair("failing", "passing");
+    let service = unique("small");
+    let seen = Record::new();
+    let fail = move |cx: Context| async move {
+        match cx.attempt() {
+            1 => Err(RpcError::unavailable("not now")),
+            _ => Ok(()),
+        }
+    };
+    let pass = move |Payload(n): Payload<u32>| async move {
+        seen.push(n);
+        Ok::<_, RpcError>(())
+    };
+    let router = Router::new()
+        .event_with(failing, Guarantee::AtLeastOnce, fail)
+        .event_with(passing, Guarantee::AtLeastOnce, pass);
+    let server = Server::new(&*service, router)
+        .listen(&*url)
+        .retry(3, Duration::from_millis(10));
+    let server = server.start().await.unwrap();
+    let client = client(&url).await;
+    for n in 0..10 {
+        client.emit_at(failing, &n).await.unwrap();
+        client.emit_at(passing, &n).await.unwrap();
+    }
+    seen.at_least(10).await;
+    let found = eventually(async || {
+        let found = committed(&broker.url(), &service, &topic_of(failing)).await;
+        (found.0 == Offset::Offset(20)).then_some(found)
+    });
+    assert_eq!(found.await.1, "");
+    server.shutdown().await;
 }

@@ -8,10 +8,14 @@
 
 mod calls;
 mod events;
+mod in_flight;
+mod kept;
 mod layers;
 mod limits;
 mod seam;
 mod shutdown;
+#[cfg(all(unix, feature = "service"))]
+mod signals;
 mod start;
 
 use std::{

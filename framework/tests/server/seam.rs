@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-type Outcomes = Log<Outcome>;
+pub(super) type Outcomes = Log<Outcome>;
 
 /// Hands out what it was made with, has always room, and never hears of a caller again.
 struct Script {
@@ -25,12 +25,12 @@ struct ScriptSource {
     deliveries: mpsc::UnboundedReceiver<Delivery>,
 }
 
-struct Witness {
-    outcomes: Outcomes,
+pub(super) struct Witness {
+    pub(super) outcomes: Outcomes,
     values: Arc<AtomicUsize>,
 }
 
-fn script() -> (Arc<dyn ServerTransport>, mpsc::UnboundedSender<Delivery>) {
+pub(super) fn script() -> (Arc<dyn ServerTransport>, mpsc::UnboundedSender<Delivery>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (
         Arc::new(Script {
@@ -41,14 +41,19 @@ fn script() -> (Arc<dyn ServerTransport>, mpsc::UnboundedSender<Delivery>) {
 }
 
 impl Witness {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             outcomes: Log::new(),
             values: Arc::default(),
         }
     }
 
-    fn delivery(&self, kind: Kind, pattern: &'static str, payload: &'static str) -> Delivery {
+    pub(super) fn delivery(
+        &self,
+        kind: Kind,
+        pattern: &'static str,
+        payload: &'static str,
+    ) -> Delivery {
         let responder = Self {
             outcomes: self.outcomes.clone(),
             values: Arc::clone(&self.values),
@@ -129,7 +134,7 @@ impl Responder for Witness {
     }
 }
 
-fn code(outcome: &Outcome) -> Option<Code> {
+pub(super) fn code(outcome: &Outcome) -> Option<Code> {
     match outcome {
         Outcome::Fail(error) => Some(error.code),
         _ => None,

@@ -5,7 +5,6 @@ use std::{
     collections::BinaryHeap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{self, Poll},
     time::Duration,
 };
@@ -18,6 +17,8 @@ use nestling::transport::{
     Sources, Subscription,
 };
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::shared::Shared;
 
 /// How often each thing goes wrong, in a thousand.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ pub(crate) struct Odds {
 pub(crate) struct Faulty {
     pub(crate) memory: Memory,
     pub(crate) odds: Odds,
-    pub(crate) random: Arc<Mutex<fastrand::Rng>>,
+    pub(crate) shared: Shared,
 }
 
 #[async_trait]
@@ -50,13 +51,13 @@ impl ServerTransport for Faulty {
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Sources, Error> {
-        let (odds, random) = (self.odds, Arc::clone(&self.random));
+        let (odds, shared) = (self.odds, self.shared.clone());
         let sources = self.memory.subscribe(subscription).await?;
         Ok(Box::pin(sources.map(move |source| {
             Box::new(FaultySource {
                 source,
                 odds,
-                random: Arc::clone(&random),
+                shared: shared.clone(),
                 arrived: Vec::new(),
                 held: BinaryHeap::new(),
                 count: 0,
@@ -70,7 +71,7 @@ impl ServerTransport for Faulty {
 struct FaultySource {
     source: Box<dyn Source>,
     odds: Odds,
-    random: Arc<Mutex<fastrand::Rng>>,
+    shared: Shared,
     arrived: Vec<Delivery>,
     held: BinaryHeap<Reverse<Held>>,
     count: u64,
@@ -105,26 +106,22 @@ impl Ord for Held {
 }
 
 impl FaultySource {
-    fn happens(&self, odds: u32) -> bool {
-        self.random.lock().unwrap().u32(..1000) < odds
-    }
-
     /// Decides what becomes of a delivery.
     fn meddle(&mut self, delivery: Delivery) {
-        if self.happens(self.odds.given_back) {
+        if self.shared.happens(self.odds.given_back) {
             return drop(delivery);
         }
-        if delivery.kind == Kind::Event && self.happens(self.odds.repeated) {
+        if delivery.kind == Kind::Event && self.shared.happens(self.odds.repeated) {
             self.hold(copy(&delivery));
         }
-        let lost = delivery.kind == Kind::Message && self.happens(self.odds.unsettled);
+        let lost = delivery.kind == Kind::Message && self.shared.happens(self.odds.unsettled);
         let delivery = if lost { unheard(delivery) } else { delivery };
         self.hold(delivery);
     }
 
     fn hold(&mut self, delivery: Delivery) {
-        let delay = match self.happens(self.odds.delayed) {
-            true => self.random.lock().unwrap().u64(1..400),
+        let delay = match self.shared.happens(self.odds.delayed) {
+            true => self.shared.pick(1..400),
             false => 0,
         };
         self.count += 1;
@@ -182,6 +179,10 @@ impl Source for FaultySource {
                 Poll::Pending
             };
         };
+        // Who has no room asks again when there is some; waking it would stop the clock.
+        if room == 0 {
+            return Poll::Pending;
+        }
         let mut timer = Box::pin(sleep_until(next.until));
         if timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();

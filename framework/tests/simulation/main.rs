@@ -1,5 +1,5 @@
-//! The run loop, the pending table, retries, dead letters and drain under faults, in simulated time: thousands of
-//! schedules, each from a seed.
+//! The run loop and its limits, the pending table, a client's retries, breaker and limit, events' retries, dead letters
+//! and drain under faults, in simulated time: thousands of schedules, each from a seed.
 //!
 //! A seed that fails is named, and `SIMULATION_SEED=N cargo test -p nestling --test simulation` replays it.
 //! `SIMULATION_SEEDS=N` runs another number of them.
@@ -9,7 +9,11 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod calm;
 mod faults;
+mod handlers;
+mod lossy;
+mod shared;
 mod world;
 
 use std::{env, panic, thread};

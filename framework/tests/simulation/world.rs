@@ -1,22 +1,21 @@
 //! One simulated world: two services of two replicas each, clients, faults, and what has to hold in the end.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::future::join_all;
 use nestling::{
-    Client, Code, Guarantee, Payload, Router, RpcError, Running, Server, Streaming,
-    transport::{DeadLetters, Memory, ServerTransport},
+    Breaker, Client, Code, Policy, Retry, RpcError, Running, Server,
+    transport::{ClientTransport, DeadLetters, Memory, ServerTransport},
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::faults::{Faulty, Odds};
+use crate::{
+    faults::{Faulty, Odds},
+    handlers::{Handlers, Runs, SERVICES},
+    lossy::{Losses, Lossy, Most},
+    shared::Shared,
+};
 
-const SERVICES: [&str; 2] = ["one", "two"];
 const EVENTS: u64 = 12;
 const CALLS: u64 = 12;
 const STREAMS: u64 = 3;
@@ -27,8 +26,51 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than everything that may still happen.
 const REST: Duration = Duration::from_secs(120);
 
-/// What was seen to happen, in its order.
-type Story = Arc<Mutex<Vec<String>>>;
+/// How a world's client calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manners {
+    Plain,
+    Retrying,
+    /// With a breaker as well.
+    Guarded,
+}
+
+/// What a client with manners may have on its way of one pattern.
+pub(crate) const IN_FLIGHT: usize = 4;
+pub(crate) const CALL_TRIES: u32 = 3;
+pub(crate) const PROBES: u32 = 2;
+pub(crate) const COOL_DOWN: Duration = Duration::from_millis(200);
+const PER_TRY: Duration = Duration::from_millis(400);
+
+impl Manners {
+    fn policy(self) -> Option<Policy> {
+        let retry = Retry::new().tries(CALL_TRIES).per_try(PER_TRY);
+        let policy = Policy::new().retry(retry).max_in_flight(IN_FLIGHT);
+        let breaker = Breaker::new()
+            .window(6)
+            .at_least(4)
+            .probes(PROBES)
+            .cool_down(COOL_DOWN);
+        match self {
+            Self::Plain => None,
+            Self::Retrying => Some(policy),
+            Self::Guarded => Some(policy.breaker(breaker)),
+        }
+    }
+
+    fn most(self) -> Most {
+        match self {
+            Self::Plain => Most {
+                in_flight: usize::MAX,
+                per_try: CALL_LIMIT,
+            },
+            Self::Retrying | Self::Guarded => Most {
+                in_flight: IN_FLIGHT,
+                per_try: PER_TRY,
+            },
+        }
+    }
+}
 
 /// Runs the world of a seed, checks it, and returns what happened in it.
 pub(crate) fn simulate(seed: u64) -> Vec<String> {
@@ -40,63 +82,94 @@ pub(crate) fn simulate(seed: u64) -> Vec<String> {
         .build();
     runtime.unwrap().block_on(async {
         let limit = Duration::from_secs(3600);
-        let world = World::new(seed);
-        match timeout(limit, world.run()).await {
+        let world = async { World::new(seed).await.run().await };
+        match timeout(limit, world).await {
             Ok(story) => story,
             Err(_) => panic!("the world of seed {seed} hangs"),
         }
     })
 }
 
-struct World {
-    memory: Memory,
+pub(crate) struct World {
+    pub(crate) memory: Memory,
+    pub(crate) manners: Manners,
+    pub(crate) lossy: Arc<Lossy>,
+    pub(crate) client: Client,
+    /// What a replica may have in work at once.
+    pub(crate) permits: usize,
+    pub(crate) shared: Shared,
     odds: Odds,
-    random: Arc<Mutex<fastrand::Rng>>,
-    story: Story,
-    began: Instant,
-    runs: Arc<Mutex<BTreeMap<(&'static str, u64), u32>>>,
+    runs: Runs,
 }
 
+type Servers = BTreeMap<(&'static str, u32), Running>;
+
 impl World {
-    fn new(seed: u64) -> Self {
+    async fn new(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut odds = |most| random.u32(0..=most);
+        let faults = Odds {
+            given_back: odds(150),
+            repeated: odds(200),
+            delayed: odds(500),
+            unsettled: odds(100),
+        };
+        let losses = Losses {
+            refused: odds(200),
+            late: odds(300),
+            lost: odds(100),
+            repeated: odds(200),
+        };
+        let manners = match seed % 4 {
+            0 => Manners::Plain,
+            1 => Manners::Retrying,
+            _ => Manners::Guarded,
+        };
+        let permits = random.usize(3..=6);
+        let (memory, shared) = (Memory::new(), Shared::new(random));
+        let lossy = Lossy::new(&memory, &shared, losses, manners.most());
+        let transport: Arc<dyn ClientTransport> = Arc::clone(&lossy) as _;
+        let mut client = Client::builder(transport).timeout(CALL_LIMIT);
+        if let Some(policy) = manners.policy() {
+            client = client.policy(policy);
+        }
         Self {
-            memory: Memory::new(),
-            odds: Odds {
-                given_back: odds(150),
-                repeated: odds(200),
-                delayed: odds(500),
-                unsettled: odds(100),
-            },
-            random: Arc::new(Mutex::new(random)),
-            story: Arc::default(),
-            began: Instant::now(),
-            runs: Arc::default(),
+            client: client.build().await.unwrap(),
+            memory,
+            manners,
+            lossy,
+            permits,
+            shared,
+            odds: faults,
+            runs: Runs::default(),
         }
     }
 
-    fn pick(&self, range: std::ops::Range<u64>) -> u64 {
-        self.random.lock().unwrap().u64(range)
-    }
-
     async fn run(self) -> Vec<String> {
-        let mut servers = BTreeMap::new();
+        let mut servers = Servers::new();
         for service in SERVICES {
             for replica in 0..2 {
                 servers.insert((service, replica), self.start(service, replica).await);
             }
         }
-        let client = Client::builder(&self.memory).timeout(CALL_LIMIT);
-        let client = client.build().await.unwrap();
         tokio::join!(
-            self.emit_all(&client),
-            self.call_all(&client),
-            self.read_all(&client),
+            self.emit_all(),
+            self.call_all(),
+            self.read_all(),
             self.crash_some(&mut servers),
         );
+        self.shared.calm_down();
         sleep(REST).await;
         self.check_events().await;
+        self.check_calm().await;
+        self.check_runs();
+        self.drain(servers).await;
+        self.client.close().await;
+        self.shared.check_violations();
+        self.shared.take_story()
+    }
+
+    async fn drain(&self, servers: Servers) {
         for ((service, replica), server) in servers {
             let began = Instant::now();
             server.shutdown().await;
@@ -107,98 +180,60 @@ impl World {
             );
             self.tell(format_args!("{service}/{replica} drained"));
         }
-        client.close().await;
-        std::mem::take(&mut self.story.lock().unwrap())
     }
 
-    fn tell(&self, what: fmt::Arguments<'_>) {
-        tell(&self.story, self.began, what);
+    fn pick(&self, range: std::ops::Range<u64>) -> u64 {
+        self.shared.pick(range)
+    }
+
+    pub(crate) fn tell(&self, what: std::fmt::Arguments<'_>) {
+        self.shared.tell(what);
     }
 
     async fn start(&self, service: &'static str, replica: u32) -> Running {
         let faulty: Arc<dyn ServerTransport> = Arc::new(Faulty {
             memory: self.memory.clone(),
             odds: self.odds,
-            random: Arc::clone(&self.random),
+            shared: self.shared.clone(),
         });
-        let server = Server::new(service, self.router(service))
+        let handlers = Handlers {
+            service,
+            replica,
+            permits: self.permits,
+            shared: self.shared.clone(),
+            runs: Arc::clone(&self.runs),
+        };
+        let server = Server::new(service, handlers.router())
             .instance(format!("{service}-{replica}"))
             .listen(faulty)
+            .max_in_flight(self.permits)
             .retry(TRIES, Duration::from_millis(50))
             .handler_timeout(Duration::from_secs(1))
             .drain_timeout(DRAIN_LIMIT);
         server.start().await.unwrap()
     }
 
-    fn router(&self, service: &'static str) -> Router {
-        let (story, began) = (Arc::clone(&self.story), self.began);
-        let (runs, random) = (Arc::clone(&self.runs), Arc::clone(&self.random));
-        let happened = {
-            let (story, random) = (Arc::clone(&story), Arc::clone(&random));
-            move |Payload(n): Payload<u64>| {
-                let (story, random) = (Arc::clone(&story), Arc::clone(&random));
-                async move {
-                    let (pause, fails) = {
-                        let mut random = random.lock().unwrap();
-                        (random.u64(0..200), random.u32(..100) < 40)
-                    };
-                    sleep(Duration::from_millis(pause.saturating_sub(100))).await;
-                    // Every fifth event is poison.
-                    if fails || n % 5 == 4 {
-                        return Err(RpcError::unavailable("not now"));
-                    }
-                    tell(&story, began, format_args!("{service} handled event {n}"));
-                    Ok(())
-                }
-            }
-        };
-        let router = Router::new().event_with("happened", Guarantee::AtLeastOnce, happened);
-        if service != SERVICES[0] {
-            return router;
-        }
-        let work = move |kind: &'static str| {
-            let (runs, random, story) =
-                (Arc::clone(&runs), Arc::clone(&random), Arc::clone(&story));
-            move |Payload(n): Payload<u64>| {
-                *runs.lock().unwrap().entry((kind, n)).or_default() += 1;
-                tell(&story, began, format_args!("{kind} {n} runs"));
-                let pause = random.lock().unwrap().u64(0..600);
-                async move {
-                    sleep(Duration::from_millis(pause)).await;
-                    match n % 7 {
-                        6 => Err(RpcError::not_found("none")),
-                        _ => Ok(2 * n),
-                    }
-                }
-            }
-        };
-        let count = |Payload(count): Payload<u64>| async move {
-            let values = stream::iter(0..count).then(|value| async move {
-                sleep(Duration::from_millis(20)).await;
-                Ok::<_, RpcError>(value)
-            });
-            Streaming::new(values)
-        };
-        router
-            .message_with("safe", true, work("safe"))
-            .message_with("once", false, work("once"))
-            .message_with("count", true, count)
-    }
-
-    async fn emit_all(&self, client: &Client) {
+    async fn emit_all(&self) {
         for n in 0..EVENTS {
-            let event = client.emit_at("happened", &n);
+            let event = self.client.emit_at("happened", &n);
             event.header("key", format!("k{}", n % 3)).await.unwrap();
             sleep(Duration::from_millis(self.pick(0..120))).await;
         }
     }
 
-    async fn call_all(&self, client: &Client) {
+    async fn call_all(&self) {
         let calls = (0..CALLS).map(async |n| {
             sleep(Duration::from_millis(self.pick(0..1500))).await;
             let kind = if n % 2 == 0 { "safe" } else { "once" };
+            // Some callers do not wait for the end.
+            let patience = match self.pick(0..6) {
+                0 => Duration::from_millis(self.pick(1..800)),
+                _ => CALL_LIMIT * 2,
+            };
             let began = Instant::now();
-            let result = client.send_at::<u64>(kind, &n).await;
+            let Ok(result) = timeout(patience, self.call(kind, n)).await else {
+                return self.tell(format_args!("{kind} {n} is given up"));
+            };
             let took = began.elapsed();
             assert!(
                 took <= CALL_LIMIT + Duration::from_millis(10),
@@ -209,7 +244,10 @@ impl World {
                 Ok(value) => assert_eq!((value, n % 7 == 6), (2 * n, false), "{kind} {n}"),
                 Err(error) if error.code == Code::NotFound => assert_eq!(n % 7, 6),
                 Err(error) => assert!(
-                    matches!(error.code, Code::Unavailable | Code::DeadlineExceeded),
+                    matches!(
+                        error.code,
+                        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted
+                    ),
                     "{kind} {n}: {error:?}"
                 ),
             }
@@ -217,11 +255,24 @@ impl World {
         join_all(calls).await;
     }
 
-    async fn read_all(&self, client: &Client) {
+    /// Calls "safe", which may be made twice, or "once", which may not.
+    pub(crate) async fn call(&self, kind: &'static str, n: u64) -> Result<u64, RpcError> {
+        let call = self.client.send_at::<u64>(kind, &n);
+        match kind {
+            "safe" => call.idempotent().await,
+            _ => call.await,
+        }
+    }
+
+    async fn read_all(&self) {
         let streams = (0..STREAMS).map(async |n| {
             sleep(Duration::from_millis(self.pick(0..1500))).await;
             let mut next = 0;
-            let Ok(mut values) = client.stream_at::<u64>("count", &VALUES).await else {
+            let mut call = self.client.stream_at::<u64>("count", &VALUES);
+            if n % 2 == 1 {
+                call = call.idempotent();
+            }
+            let Ok(mut values) = call.await else {
                 return;
             };
             loop {
@@ -237,7 +288,7 @@ impl World {
     }
 
     /// One replica at a time dies without a word and comes back, so that its service never ends.
-    async fn crash_some(&self, servers: &mut BTreeMap<(&'static str, u32), Running>) {
+    async fn crash_some(&self, servers: &mut Servers) {
         for _ in 0..self.pick(0..4) {
             sleep(Duration::from_millis(self.pick(50..700))).await;
             let service = SERVICES[usize::try_from(self.pick(0..2)).unwrap()];
@@ -260,29 +311,23 @@ impl World {
                     serde_json::from_slice(&letter.rejection.envelope.payload).unwrap()
                 })
                 .collect();
-            let story = self.story.lock().unwrap();
             for n in 0..EVENTS {
-                let handled = story
-                    .iter()
-                    .any(|line| line.ends_with(&format!("{service} handled event {n}")));
+                let handled = self
+                    .shared
+                    .tells_of(&format!("{service} handled event {n}"));
                 assert!(
                     handled || given_up.contains(&n),
                     "{service} has lost event {n}; it gave up {given_up:?}\n{}",
-                    story.join("\n")
+                    self.shared.so_far()
                 );
                 assert!(!(handled && n % 5 == 4), "event {n} cannot be handled");
             }
         }
+    }
+
+    fn check_runs(&self) {
         for ((kind, n), runs) in &*self.runs.lock().unwrap() {
             assert!(*runs == 1 || *kind == "safe", "{kind} {n} ran {runs} times");
         }
     }
-}
-
-fn tell(story: &Story, began: Instant, what: fmt::Arguments<'_>) {
-    let millis = began.elapsed().as_millis();
-    story
-        .lock()
-        .unwrap()
-        .push(format!("{millis:>6} ms  {what}"));
 }

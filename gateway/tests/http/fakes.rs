@@ -51,17 +51,24 @@ fn sample_user(id: UserId) -> User {
 
 pub(crate) fn users(world: &Arc<World>) -> Router {
     let id = world.user;
+    let registering = Arc::clone(world);
     let world = Arc::clone(world);
     Router::new()
-        .message(move |request: Register| async move {
-            request.validate()?;
-            if request.email == "taken@example.org" {
-                return Err(Reason::EmailTaken.error("the address belongs to another account"));
+        .message(move |request: Register| {
+            registering.registrations.fetch_add(1, Ordering::Relaxed);
+            async move {
+                request.validate()?;
+                if request.email == "stopping@example.org" {
+                    return Err(RpcError::unavailable("the service stops"));
+                }
+                if request.email == "taken@example.org" {
+                    return Err(Reason::EmailTaken.error("the address belongs to another account"));
+                }
+                Ok(User {
+                    email: request.email,
+                    ..sample_user(id)
+                })
             }
-            Ok(User {
-                email: request.email,
-                ..sample_user(id)
-            })
         })
         .message(move |request: Login| async move {
             if request.password.expose() != "correct horse" {

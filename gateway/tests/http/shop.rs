@@ -25,6 +25,15 @@ use tower::ServiceExt;
 
 use crate::fakes::{orders, payments, products, recommendations, reviews, sample_order, users};
 
+const SERVICES: [&str; 6] = [
+    "user",
+    "product",
+    "order",
+    "payment",
+    "review",
+    "recommendation",
+];
+
 /// A key that tokens are signed with.
 pub(crate) struct Signing {
     key: EncodingKey,
@@ -73,6 +82,7 @@ pub(crate) struct World {
     pub(crate) user: UserId,
     pub(crate) signing: Mutex<Signing>,
     pub(crate) keys_asked: AtomicUsize,
+    pub(crate) registrations: AtomicUsize,
     /// What `order.get` says; `order.place` and `order.pay` say that nothing has happened yet.
     pub(crate) order: Mutex<OrderView>,
     /// The headers of the last call that placed an order.
@@ -84,6 +94,7 @@ pub(crate) struct Shop {
     pub(crate) world: Arc<World>,
     pub(crate) app: App,
     pub(crate) servers: BTreeMap<&'static str, Running>,
+    memory: Memory,
 }
 
 pub(crate) struct Answer {
@@ -178,28 +189,13 @@ impl Shop {
             user,
             signing: Mutex::new(Signing::new()),
             keys_asked: AtomicUsize::new(0),
+            registrations: AtomicUsize::new(0),
             order: Mutex::new(sample_order(user)),
             placed: Mutex::default(),
             orders_listed: Mutex::default(),
         });
-        let mut servers = BTreeMap::new();
-        for (name, router) in [
-            ("user", users(&world)),
-            ("product", products()),
-            ("order", orders(&world)),
-            ("payment", payments(user)),
-            ("review", reviews(user)),
-            ("recommendation", recommendations()),
-        ] {
-            let router = router.merge(Introspection::new(name, "1").router());
-            let server = Server::new(name, router)
-                .listen(&memory)
-                .start()
-                .await
-                .unwrap();
-            servers.insert(name, server);
-        }
-        let client = Client::connect(&memory).await.unwrap();
+        let client = Client::builder(&memory).policy(gateway::policy());
+        let client = client.build().await.unwrap();
         let app = gateway::app(Clients {
             user: client.clone(),
             product: client.clone(),
@@ -208,11 +204,36 @@ impl Shop {
             review: client.clone(),
             recommendation: client,
         });
-        Self {
+        let mut shop = Self {
             world,
             app,
-            servers,
+            servers: BTreeMap::new(),
+            memory,
+        };
+        for name in SERVICES {
+            shop.start(name).await;
         }
+        shop
+    }
+
+    pub(crate) async fn start(&mut self, service: &'static str) {
+        let server = self.serve(service).await;
+        self.servers.insert(service, server);
+    }
+
+    pub(crate) async fn serve(&self, service: &'static str) -> Running {
+        let world = &self.world;
+        let router = match service {
+            "user" => users(world),
+            "product" => products(),
+            "order" => orders(world),
+            "payment" => payments(world.user),
+            "review" => reviews(world.user),
+            _ => recommendations(),
+        };
+        let router = router.merge(Introspection::new(service, "1").router());
+        let server = Server::new(service, router).listen(&self.memory);
+        server.start().await.unwrap()
     }
 
     pub(crate) async fn stop(&mut self, service: &str) {

@@ -1,5 +1,7 @@
 //! What all responses have, readiness, and the end.
 
+use std::time::Duration;
+
 use contracts::{QuoteId, Role, order::OrderStatus};
 use serde_json::json;
 use tokio::{
@@ -71,9 +73,14 @@ async fn a_gateway_that_is_told_to_stop_answers_what_it_has_begun() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let served = gateway::serve(listener, shop.app.clone(), async {
-        stopped.await.ok();
-    });
+    let served = gateway::serve(
+        listener,
+        shop.app.clone(),
+        async {
+            stopped.await.ok();
+        },
+        Duration::from_secs(60),
+    );
     let visit = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let body =

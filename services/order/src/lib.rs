@@ -20,7 +20,9 @@ pub mod store;
 
 use std::sync::Arc;
 
-use nestling::{Client, Introspection, Router, RpcError, sqlite::Relay, transport::Task};
+use nestling::{
+    Breaker, Client, Introspection, Policy, Router, RpcError, sqlite::Relay, transport::Task,
+};
 use sqlx::SqlitePool;
 
 pub use self::config::{Clock, Config};
@@ -39,9 +41,9 @@ use self::{
 pub struct Deps {
     /// Its own database.
     pub pool: SqlitePool,
-    /// The product service.
+    /// The product service, called by [`policy`].
     pub product: Client,
-    /// The payment service.
+    /// The payment service, called by [`policy`].
     pub payment: Client,
     /// Where events go.
     pub bus: Client,
@@ -49,6 +51,13 @@ pub struct Deps {
     pub config: Config,
     /// What tells the time.
     pub clock: Clock,
+}
+
+/// What clients of other services do when calls fail: they fail fast while one is away, and do not
+/// retry. The saga asks again by itself, from its table, for as long as an order has time; what a buyer
+/// waits for is asked again by the gateway, and retries at two levels multiply.
+pub fn policy() -> Policy {
+    Policy::new().breaker(Breaker::new())
 }
 
 /// The service, about to be served.
@@ -83,7 +92,7 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         clock,
     } = deps;
     let store = Store::open(pool, config.instance.clone()).await?;
-    let relay = store.outbox().relay(bus);
+    let (relay, gauges) = (store.outbox().relay(bus), store.outbox().gauges());
     let (wake, woken) = Wake::channel();
     let carts = Carts {
         store: store.clone(),
@@ -110,11 +119,12 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         config,
         clock,
     });
-    let introspection =
-        Introspection::new("order", env!("CARGO_PKG_VERSION")).check("database", move || {
+    let introspection = Introspection::new("order", env!("CARGO_PKG_VERSION"))
+        .check("database", move || {
             let store = probe.clone();
             async move { store.check().await.map_err(Error::into) }
-        });
+        })
+        .gauges(gauges);
     let router = Router::new()
         .controller(OrderController {
             carts,

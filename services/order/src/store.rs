@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub use self::{
     carts::{StoredCart, StoredLine, StoredQuote, cart_name},
-    orders::Filter,
+    orders::{Filter, Replayed, replay},
     sagas::{Claim, Lease},
 };
 use crate::error::Error;

@@ -77,8 +77,9 @@ pub async fn start_with(deps: Deps, provider: Arc<dyn Provider>) -> Result<App, 
         let pool = pool.clone();
         async move { Ok(sqlx::query("SELECT 1").execute(&pool).await.map(drop)?) }
     };
-    let introspection =
-        Introspection::new("payment", env!("CARGO_PKG_VERSION")).check("database", ready);
+    let introspection = Introspection::new("payment", env!("CARGO_PKG_VERSION"))
+        .check("database", ready)
+        .gauges(outbox.gauges());
     let router = Router::new()
         .controller(PaymentController { cashier })
         .merge(introspection.router());

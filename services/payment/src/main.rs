@@ -5,7 +5,10 @@ use std::convert::Infallible;
 
 use clap::Parser;
 use contracts::Secret;
-use nestling::{service::Config, sqlite};
+use nestling::{
+    service::Config,
+    sqlite::{self, DeadLetterTable},
+};
 use payment::{Deps, SealKey};
 
 /// Cards, charges and the ledger.
@@ -30,6 +33,7 @@ async fn main() -> anyhow::Result<()> {
     service.init_logging();
     let seal_key = SealKey::from_hex(&seal_key)?;
     let pool = sqlite::open(service.file("payment.db")?).await?;
+    let dead_letters = DeadLetterTable::open(pool.clone()).await?;
     let bus = service.bus("payment").await?;
     let app = payment::start(Deps {
         pool,
@@ -39,6 +43,7 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     service
         .server("payment", app.router)
+        .dead_letters(dead_letters)
         // Money and stock hang on its events: none is given up before somebody has seen to it.
         .retry(1_000, std::time::Duration::from_millis(100))
         .run()

@@ -47,8 +47,9 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         let pool = pool.clone();
         async move { Ok(sqlx::query("SELECT 1").execute(&pool).await.map(drop)?) }
     };
-    let introspection =
-        Introspection::new("product", env!("CARGO_PKG_VERSION")).check("database", ready);
+    let introspection = Introspection::new("product", env!("CARGO_PKG_VERSION"))
+        .check("database", ready)
+        .gauges(outbox.gauges());
     let router = Router::new()
         .controller(ProductController { products, stock })
         .merge(introspection.router());

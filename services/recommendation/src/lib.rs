@@ -6,7 +6,7 @@ mod learner;
 mod model;
 mod store;
 
-use nestling::{Introspection, Router, RpcError, sqlite::Outbox, transport::Task};
+use nestling::{Introspection, Router, RpcError, sqlite::Inbox, transport::Task};
 use sqlx::SqlitePool;
 
 use self::{controller::RecommendationController, learner::Learner, store::BasketStore};
@@ -33,8 +33,7 @@ pub struct App {
 /// When the database cannot be prepared or read.
 pub async fn start(deps: Deps) -> Result<App, RpcError> {
     let Deps { pool } = deps;
-    // It emits nothing, but this makes the inbox too.
-    Outbox::open(pool.clone()).await?;
+    Inbox::open(&pool).await?;
     let store = BasketStore::open(pool.clone()).await?;
     let learner = Learner::new(store.load().await?);
     let background = Task::spawn(learner.clone().learn());

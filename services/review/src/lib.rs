@@ -42,8 +42,9 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         let pool = pool.clone();
         async move { Ok(sqlx::query("SELECT 1").execute(&pool).await.map(drop)?) }
     };
-    let introspection =
-        Introspection::new("review", env!("CARGO_PKG_VERSION")).check("database", ready);
+    let introspection = Introspection::new("review", env!("CARGO_PKG_VERSION"))
+        .check("database", ready)
+        .gauges(outbox.gauges());
     let router = Router::new()
         .controller(ReviewController { store })
         .merge(introspection.router());

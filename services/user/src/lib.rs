@@ -85,6 +85,7 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
     let Deps { pool, bus, clock } = deps;
     store::create_tables(&pool).await?;
     let outbox = Outbox::open(pool.clone()).await?;
+    let gauges = outbox.gauges();
     let background = Background {
         _relay: outbox.relay(bus),
     };
@@ -97,14 +98,15 @@ pub async fn start(deps: Deps) -> Result<App, RpcError> {
         cursors,
         clock,
     };
-    let introspection =
-        Introspection::new("user", env!("CARGO_PKG_VERSION")).check("database", move || {
+    let introspection = Introspection::new("user", env!("CARGO_PKG_VERSION"))
+        .check("database", move || {
             let pool = pool.clone();
             async move {
                 sqlx::query("SELECT 1").execute(&pool).await?;
                 Ok(())
             }
-        });
+        })
+        .gauges(gauges);
     let router = Router::new()
         .controller(controller)
         .merge(introspection.router());

@@ -95,7 +95,8 @@ impl Buyer {
         method.expect("the card is added").id
     }
 
-    /// Puts goods into the cart, asks for the price, and fills in the form.
+    /// Puts goods into the cart, asks for the price, and fills in the form, repeating each while there is
+    /// no answer.
     pub(crate) async fn fill_in(
         &self,
         product_id: ProductId,
@@ -109,7 +110,7 @@ impl Buyer {
             product_id,
             qty,
         };
-        let cart = self.send(order, line).await.expect("the cart is filled");
+        let cart = until_answered(async || self.send(order, line.clone()).await).await;
         assert_eq!(cart.lines[0].qty, qty);
         let address = address();
         let quote = QuoteCart {
@@ -120,7 +121,7 @@ impl Buyer {
             }),
             shipping_option: None,
         };
-        let quote = self.send(order, quote).await.expect("the cart is priced");
+        let quote = until_answered(async || self.send(order, quote.clone()).await).await;
         PlaceOrder {
             user_id: self.user_id,
             quote_id: quote.id,

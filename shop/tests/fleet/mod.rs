@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use gateway::Clients;
@@ -31,6 +31,9 @@ const SERVICES: [&str; 6] = [
 ];
 /// How much of a log is shown when a test fails.
 const LAST_LINES: usize = 40;
+/// How long a process that was told to end may take on a machine that is busy with other things; its
+/// own limit is ten seconds.
+const ENDING: Duration = Duration::from_secs(60);
 
 /// Two fleets at once are more than a small machine bears.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -40,7 +43,8 @@ pub(crate) struct Fleet {
     /// A client of each service.
     pub(crate) clients: Clients,
     urls: BTreeMap<&'static str, String>,
-    services: BTreeMap<&'static str, Service>,
+    /// By name and replica.
+    services: BTreeMap<(&'static str, usize), Service>,
     brokers: Vec<Broker>,
     home: TempDir,
     _turn: MutexGuard<'static, ()>,
@@ -50,16 +54,50 @@ struct Service {
     command: Command,
     log: PathBuf,
     process: Process,
+    /// On how many URLs it listens.
+    listens: usize,
 }
 
 impl Service {
-    fn start(command: Command, log: PathBuf) -> io::Result<Self> {
+    fn start(command: Command, log: PathBuf, listens: usize) -> io::Result<Self> {
         let process = spawn(&command, &log)?;
         Ok(Self {
             command,
             log,
             process,
+            listens,
         })
+    }
+
+    /// How often it has said that it listens, since its first start.
+    fn listened(&self) -> usize {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let is_listening = |line: &&str| line.contains("listening");
+        log.lines().filter(is_listening).count()
+    }
+
+    /// Waits until it receives from everywhere, when it had said so `before` times before its start.
+    async fn until_it_listens(&mut self, before: usize) {
+        until(async || {
+            let status = self.process.exited();
+            assert_eq!(status, None, "it ended by itself: {}", self.last_lines());
+            match self.listened() {
+                count if count >= before + self.listens => Ok(()),
+                count => {
+                    let lines = self.last_lines();
+                    Err(Unmet::new(format_args!(
+                        "{count} URLs are listened on: {lines}"
+                    )))
+                }
+            }
+        })
+        .await;
+    }
+
+    fn last_lines(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
     fn start_again(&mut self) -> io::Result<()> {
@@ -77,6 +115,11 @@ impl Fleet {
     /// Starts brokers and services; returns when each service is ready. None, with a line that says
     /// so, where there cannot be a broker.
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_replicated(1).await
+    }
+
+    /// The same, with so many replicas of each service, all of which share its database.
+    pub(crate) async fn start_replicated(replicas: usize) -> Option<Self> {
         let turn = TURN.lock().await;
         let mut brokers = BTreeMap::new();
         for kind in Kind::ALL {
@@ -91,43 +134,57 @@ impl Fleet {
             };
         }
         let url = |kind: Kind| brokers[kind.name()].url();
+        let addresses = || free_addresses(replicas);
+        let peers = BTreeMap::from([("product", addresses()), ("recommendation", addresses())]);
+        let tcp = |name| format!("tcp://{}", peers[name].join(","));
         let urls = BTreeMap::from([
             ("user", url(Kind::Nats)),
-            ("product", free_tcp_url()),
+            ("product", tcp("product")),
             ("payment", url(Kind::Redis)),
             ("order", url(Kind::Kafka)),
             ("review", url(Kind::Nats)),
-            ("recommendation", free_tcp_url()),
+            ("recommendation", tcp("recommendation")),
         ]);
         // As `cargo xtask up` has it: NestJS applications listen where events are mirrored.
         let events = format!("{}?topic=both", url(Kind::Kafka));
         let home = tempfile::tempdir().expect("a folder for the data");
         let binaries = binaries();
         let mut services = BTreeMap::new();
-        for name in SERVICES {
+        let all = SERVICES
+            .iter()
+            .flat_map(|name| (0..replicas).map(move |replica| (*name, replica)));
+        for (name, replica) in all {
+            // Clients know all addresses, each replica has one.
+            let own = peers
+                .get(name)
+                .map(|addresses| format!("tcp://{}", addresses[replica]));
+            let listen = own.as_ref().unwrap_or(&urls[name]);
             let mut command = Command::new(binaries.join(name));
             command
                 .args([
                     "--listen",
-                    &urls[name],
+                    listen,
                     "--events",
                     &events,
                     "--instance",
-                    "1",
+                    &(replica + 1).to_string(),
                 ])
                 .arg("--data")
-                .arg(home.path());
+                .arg(home.path())
+                // The last lines of a log are to say what was wrong.
+                .env("RUST_BACKTRACE", "0");
             if name == "order" {
                 command.args(["--product", &urls["product"], "--payment", &urls["payment"]]);
             }
             if name == "payment" {
                 command.env("PAYMENT_SEAL_KEY", "5e".repeat(32));
             }
-            let log = home.path().join(format!("{name}.log"));
-            services.insert(
-                name,
-                Service::start(command, log).expect("the service starts"),
-            );
+            let log = home.path().join(format!("{name}-{replica}.log"));
+            let service = Service::start(command, log, 2).expect("the service starts");
+            services.insert((name, replica), service);
+        }
+        for service in services.values_mut() {
+            service.until_it_listens(0).await;
         }
         let clients = Clients {
             user: ready_client("user", &urls).await,
@@ -152,14 +209,52 @@ impl Fleet {
         &self.urls[service]
     }
 
-    /// The database of a service.
-    pub(crate) fn database(&self, service: &str) -> PathBuf {
-        self.home.path().join(format!("{service}.db"))
+    /// The folder of the databases.
+    pub(crate) fn data(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Starts gateways, each at an address of its own, and returns the addresses.
+    pub(crate) async fn start_gateways(&mut self, replicas: usize) -> Vec<String> {
+        let addresses = free_addresses(replicas);
+        for (replica, address) in addresses.iter().enumerate() {
+            let mut command = Command::new(binaries().join("gateway"));
+            command.args(["--bind", address]);
+            for (name, url) in &self.urls {
+                command.args([format!("--{name}"), url.clone()]);
+            }
+            let log = self.home.path().join(format!("gateway-{replica}.log"));
+            let mut gateway = Service::start(command, log, 1).expect("the gateway starts");
+            gateway.until_it_listens(0).await;
+            self.services.insert(("gateway", replica), gateway);
+        }
+        addresses
+    }
+
+    /// Tells a replica to end, as it is told before an update, and starts it again when it has. Returns
+    /// how long it took to end, once the new one is there.
+    pub(crate) async fn restart(&mut self, service: &'static str, replica: usize) -> Duration {
+        let service = self.replica(service, replica);
+        let before = service.listened();
+        let told = Instant::now();
+        service.process.terminate();
+        let status = tokio::task::block_in_place(|| service.process.wait(ENDING));
+        let took = told.elapsed();
+        let status = status.expect("it ends within its limit");
+        assert!(status.success(), "it ended with {status}");
+        service.start_again().expect("it starts again");
+        service.until_it_listens(before).await;
+        took
+    }
+
+    fn replica(&mut self, service: &'static str, replica: usize) -> &mut Service {
+        let service = self.services.get_mut(&(service, replica));
+        service.expect("it is one of ours")
     }
 
     /// Ends a service as a power cut would: `kill -9`.
-    pub(crate) fn kill(&mut self, service: &str) {
-        let service = self.services.get_mut(service).expect("it is one of ours");
+    pub(crate) fn kill(&mut self, service: &'static str) {
+        let service = self.replica(service, 0);
         assert_eq!(
             service.process.exited(),
             None,
@@ -169,8 +264,8 @@ impl Fleet {
     }
 
     /// Starts a killed service again, as it was started before.
-    pub(crate) fn start_again(&mut self, service: &str) {
-        let service = self.services.get_mut(service).expect("it is one of ours");
+    pub(crate) fn start_again(&mut self, service: &'static str) {
+        let service = self.replica(service, 0);
         service.start_again().expect("the service starts again");
     }
 
@@ -187,8 +282,9 @@ impl Fleet {
 
     /// Fails if a service has ended by itself.
     pub(crate) fn assert_all_run(&mut self) {
-        for (name, service) in &mut self.services {
-            assert_eq!(service.process.exited(), None, "{name} ended by itself");
+        for ((name, replica), service) in &mut self.services {
+            let status = service.process.exited();
+            assert_eq!(status, None, "{name} {replica} ended by itself");
         }
     }
 }
@@ -199,11 +295,8 @@ impl Drop for Fleet {
         if !thread::panicking() {
             return;
         }
-        for (name, service) in &self.services {
-            let log = fs::read_to_string(&service.log).unwrap_or_default();
-            let lines: Vec<_> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-            eprintln!("--- {name} ---\n{}", last.join("\n"));
+        for ((name, replica), service) in &self.services {
+            eprintln!("--- {name} {replica} ---\n{}", service.last_lines());
         }
     }
 }
@@ -227,10 +320,15 @@ async fn ready_client(name: &'static str, urls: &BTreeMap<&str, String>) -> Clie
     .await
 }
 
-fn free_tcp_url() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("it has an address");
-    format!("tcp://{address}")
+/// Addresses that nobody listens on. All are taken at once, so that no two are one.
+fn free_addresses(count: usize) -> Vec<String> {
+    let listener = |_| TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let listeners: Vec<_> = (0..count).map(listener).collect();
+    let address = |listener: &TcpListener| listener.local_addr().expect("it has an address");
+    listeners
+        .iter()
+        .map(|listener| address(listener).to_string())
+        .collect()
 }
 
 /// The folder with the services' programs, as new as this test: it does not matter what was built

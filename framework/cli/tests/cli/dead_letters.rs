@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use nestling::{Guarantee, Payload};
+use nestling::{
+    Guarantee, Payload,
+    sqlite::{self, DeadLetterTable},
+};
 use nestling_testkit::{Kind, broker_or_skip, unique};
 
 use super::*;
@@ -34,13 +37,35 @@ fn what_has_no_dead_letters_is_a_usage_error() {
 async fn they_are_listed_shown_replayed_and_discarded() {
     for kind in [Kind::Redis, Kind::Kafka] {
         if let Some(url) = broker_or_skip(kind) {
-            walk(&url).await;
+            walk(&url, &url, None).await;
         }
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn those_in_a_table_are_replayed_through_a_transport() {
+    let Some(bus) = broker_or_skip(Kind::Nats) else {
+        return;
+    };
+    let path = std::env::temp_dir().join(unique("dead-letters"));
+    let pool = sqlite::open(&path).await.unwrap();
+    let table = DeadLetterTable::open(pool.clone()).await.unwrap();
+    walk(&format!("sqlite:{}", path.display()), &bus, Some(table)).await;
+    pool.close().await;
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_database_that_is_not_there_is_not_made() {
+    let path = std::env::temp_dir().join(unique("no-dead-letters"));
+    let url = format!("sqlite:{}", path.display());
+    let ended = run(["dead-letters", "list", &url, "--service", "s"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(!path.exists());
+}
+
 /// Lets two events die, replays one and discards the other.
-async fn walk(url: &str) {
+async fn walk(url: &str, bus: &str, table: Option<DeadLetterTable>) {
     let (service, pattern) = (unique("cli-dead"), unique("cli-dead-event"));
     let pattern = format!("{pattern}.happened");
     let mended = Arc::new(AtomicBool::new(false));
@@ -59,13 +84,17 @@ async fn walk(url: &str) {
             }
         }
     };
-    let router = Router::new().event_with(pattern.clone(), Guarantee::AtLeastOnce, handler);
-    let server = Server::new(&*service, router)
-        .listen(url)
-        .start()
-        .await
-        .unwrap();
-    let client = nestling::Client::connect(url).await.unwrap();
+    let needs = match table {
+        None => Guarantee::AtLeastOnce,
+        Some(_) => Guarantee::BestEffort,
+    };
+    let router = Router::new().event_with(pattern.clone(), needs, handler);
+    let mut server = Server::new(&*service, router).listen(bus);
+    if let Some(table) = table {
+        server = server.dead_letters(table);
+    }
+    let server = server.start().await.unwrap();
+    let client = nestling::Client::connect(bus).await.unwrap();
     for n in [1, 2] {
         client
             .emit_at(pattern.clone(), &n)
@@ -109,11 +138,19 @@ async fn walk(url: &str) {
     assert_eq!(shown["headers"]["key"], "k");
 
     mended.store(true, Ordering::SeqCst);
-    let replayed = run(["dead-letters", "replay", url, "--service", &service, &first]);
+    let replay = || {
+        let words = ["dead-letters", "replay", url, "--service", &service, &first];
+        let [one, two, three, four, five, six] = words;
+        match url == bus {
+            true => run(words),
+            false => run([one, two, three, four, five, six, "--through", bus]),
+        }
+    };
+    let replayed = replay();
     replayed.check(0, &format!("\"{first}\"\n"));
     let arrived = tokio::time::timeout(SOON, arrivals.recv()).await.unwrap();
     assert_eq!(arrived, Some(1));
-    let gone = run(["dead-letters", "replay", url, "--service", &service, &first]);
+    let gone = replay();
     assert_eq!(
         (gone.code, &gone.error()["code"]),
         (Some(1), &"NOT_FOUND".into())

@@ -169,11 +169,13 @@ impl State {
     fn settle(&mut self, verdict: Verdict, now: Instant, settings: &Breaker) -> Option<Change> {
         match (&mut self.phase, verdict) {
             (Phase::Closed, Verdict::Well | Verdict::Failed) => {
-                self.window.push(verdict == Verdict::Failed);
-                let trips = self
+                let failed = verdict == Verdict::Failed;
+                self.window.push(failed);
+                let is_above = self
                     .window
                     .is_above(settings.failures, settings.at_least.min(settings.window));
-                trips.then(|| self.open(now, settings))
+                // Who answers is not refused the next call, whatever was before.
+                (failed && is_above).then(|| self.open(now, settings))
             }
             (Phase::HalfOpen { .. }, Verdict::Failed) => Some(self.open(now, settings)),
             (Phase::HalfOpen { out, passed, .. }, Verdict::Well) => {
@@ -414,6 +416,20 @@ mod tests {
                 "seed {seed}: it stays open for a healthy service"
             );
         }
+    }
+
+    #[test]
+    fn an_answer_does_not_open_it() {
+        let now = Instant::now();
+        let circuit = Circuit::new("user.get".into(), settings());
+        let call = |verdict| circuit.admit(now, now + CALL).unwrap().tell(verdict, now);
+        for _ in 0..4 {
+            call(Verdict::Failed);
+        }
+        // Enough have been seen now, and most of them have failed.
+        call(Verdict::Well);
+        call(Verdict::Failed);
+        assert!(circuit.admit(now, now + CALL).is_err());
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Carries {
         self.purpose() == Purpose::Events || self.nest != Nest::Off
     }
 
+    /// Whether what it carries is tried until it is given up, rather than until its deadline.
+    pub(super) fn holds_events(&self) -> bool {
+        !self.commits_first() && !matches!(self.native, Native::Requests { .. })
+    }
+
     /// Whether offsets are committed before their records are delivered.
     pub(super) fn commits_first(&self) -> bool {
         matches!(

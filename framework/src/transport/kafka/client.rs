@@ -1,6 +1,6 @@
 //! The sending side of the native wire.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use rdkafka::message::BorrowedMessage;
@@ -34,15 +34,15 @@ pub(super) async fn open(
     }
     Ok(Arc::new(KafkaClient {
         sender,
-        replies: OnceCell::new(),
+        replies: RwLock::default(),
         prefix: format!("{:016x}-", fastrand::u64(..)),
     }))
 }
 
 struct KafkaClient {
     sender: Sender,
-    /// Made with the first request.
-    replies: OnceCell<ReplyReader>,
+    /// Made with the first request, and again when the broker has lost the topic.
+    replies: RwLock<Arc<OnceCell<ReplyReader>>>,
     /// What tells this client's calls from those of others that share its reply partition.
     prefix: String,
 }
@@ -51,7 +51,7 @@ struct KafkaClient {
 struct ReplyReader {
     topic: String,
     partition: i32,
-    _reader: Reader,
+    reader: Reader,
 }
 
 #[async_trait]
@@ -69,10 +69,11 @@ impl ClientTransport for KafkaClient {
         let topic = &*envelope.pattern;
         topics::check(topic)?;
         let deadline = deadline(&envelope);
-        let reader = match self.replies.get() {
+        let replies = self.replies();
+        let reader = match replies.get() {
             Some(reader) => reader,
             None => {
-                let reading = self.replies.get_or_try_init(|| self.read_replies());
+                let reading = replies.get_or_try_init(|| self.read_replies());
                 within(deadline, reading).await?
             }
         };
@@ -109,6 +110,25 @@ impl ClientTransport for KafkaClient {
 }
 
 impl KafkaClient {
+    /// Where replies are read now, or will be.
+    fn replies(&self) -> Arc<OnceCell<ReplyReader>> {
+        let is_lost = |replies: &OnceCell<ReplyReader>| {
+            replies
+                .get()
+                .is_some_and(|replies| replies.reader.is_lost())
+        };
+        let replies = Arc::clone(&self.replies.read().unwrap_or_else(PoisonError::into_inner));
+        if !is_lost(&replies) {
+            return replies;
+        }
+        let mut current = self.replies.write().unwrap_or_else(PoisonError::into_inner);
+        if is_lost(&current) {
+            tracing::error!("Kafka has lost the topic of replies; it is made again");
+            *current = Arc::default();
+        }
+        Arc::clone(&current)
+    }
+
     /// Done before any request is sent.
     async fn read_replies(&self) -> Result<ReplyReader, Error> {
         let topic = topics::replies(&self.sender.identity.service)?;
@@ -120,7 +140,7 @@ impl KafkaClient {
         Ok(ReplyReader {
             topic,
             partition,
-            _reader: reader,
+            reader,
         })
     }
 }

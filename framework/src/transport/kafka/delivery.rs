@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     carries::{Native, Nest},
+    clock::waited,
     group::Group,
     nest,
     partition::Partition,
@@ -149,8 +150,9 @@ impl Received<'_> {
     /// When its caller stops waiting, of whose time so much remained when it was sent; `None` if
     /// that is over.
     fn deadline(&self, pattern: &str, remaining: Duration) -> Option<Instant> {
-        match remaining.checked_sub(record::waited(self.message)) {
-            Some(left) if !left.is_zero() => Instant::now().checked_add(left),
+        let now = Instant::now();
+        match remaining.checked_sub(waited(self.message, &self.group.clock, now)) {
+            Some(left) if !left.is_zero() => now.checked_add(left),
             _ => {
                 tracing::debug!(%pattern, "a request waited beyond its deadline");
                 None

@@ -5,6 +5,7 @@
 //! slow handler nor a full partition ever keeps the consumer from being polled.
 
 mod commits;
+mod placing;
 
 use std::{
     collections::HashMap,
@@ -29,18 +30,23 @@ use rdkafka::{
 };
 use tokio::sync::{mpsc, watch};
 
-use self::commits::{Commits, add, tries};
+use self::commits::{Commits, add};
 use super::{
     Logged,
     burial::Burial,
     carries::Carries,
+    clock,
+    mender::Mender,
+    metadata::ROOM,
     offsets::Offsets,
     partition::{Partition, PartitionSource},
     patiently,
     record::Foreign,
     replies::ReplyWriter,
 };
-use crate::transport::{Rejection, Source, Subscription, pending::lock};
+use crate::transport::{
+    Rejection, Source, Subscription, clock::Clock, pending::lock, trials::Trials,
+};
 
 /// How long one poll of the consumer waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -68,12 +74,18 @@ type Positions = HashMap<(String, i32), i64>;
 pub(super) struct Group {
     pub(super) replies: ReplyWriter,
     burial: Burial,
+    /// What time it is at the brokers.
+    pub(super) clock: Arc<Clock>,
+    pub(super) mender: Mender,
     /// The name of the group.
     service: String,
     /// What the broker knows this process by, for as long as it runs.
     pub(super) client_id: String,
     /// How many records of a partition may be taken and not settled.
     pub(super) most_taken: usize,
+    /// How much metadata the broker takes with a commit.
+    metadata_room: AtomicUsize,
+    pub(super) trials: Trials,
     carried: HashMap<String, Arc<Carries>>,
     /// Where to begin in partitions that this service has never read.
     begin: OnceLock<Positions>,
@@ -99,8 +111,7 @@ pub(super) enum Phase {
 
 impl Group {
     pub(super) fn new(
-        replies: ReplyWriter,
-        burial: Burial,
+        (replies, burial, mender): (ReplyWriter, Burial, Mender),
         carried: HashMap<String, Carries>,
         subscription: &Subscription,
         sources: mpsc::UnboundedSender<Box<dyn Source>>,
@@ -118,9 +129,13 @@ impl Group {
         Arc::new(Self {
             replies,
             burial,
+            clock: clock::agreeing(),
+            mender,
             service: service.clone(),
             client_id: format!("{service}.{instance}.{:08x}", fastrand::u32(..)),
             most_taken: max_in_flight.saturating_mul(4).max(1024),
+            metadata_room: AtomicUsize::new(ROOM),
+            trials: Trials::new(),
             carried,
             begin: OnceLock::new(),
             consumer: Mutex::default(),
@@ -293,7 +308,10 @@ impl Group {
                     return tracing::warn!(%error, "the Kafka consumer has failed for good and is replaced");
                 }
                 // The context has logged it.
-                Some(Err(_)) => {}
+                Some(Err(error)) => self.mender.hear(&error),
+            }
+            if self.mender.has_mended() {
+                return tracing::warn!("the Kafka consumer is replaced: topics were made again");
             }
             let now = Instant::now();
             for partition in lock(&self.partitions).iter() {
@@ -349,33 +367,11 @@ impl Group {
 
     /// Takes over partitions. Runs on the thread, inside a poll.
     fn assign(self: &Arc<Self>, consumer: &GroupConsumer, list: &mut TopicPartitionList) {
-        let mut committed = HashMap::new();
-        if list.count() > 0 {
-            match consumer.committed_offsets(list.clone(), LOOKUP) {
-                Ok(found) => {
-                    for element in &found.elements() {
-                        let key = (element.topic().to_owned(), element.partition());
-                        let known = position(element.offset());
-                        committed.insert(key, known.map(|known| (known, tries(element))));
-                    }
-                }
-                // The library asks again by itself, and starts there.
-                Err(error) => tracing::warn!(%error, "look up committed offsets"),
-            }
-        }
+        let committed = Self::look_up(consumer, list);
         let mut taken = Vec::new();
         for mut element in list.elements() {
             let key = (element.topic().to_owned(), element.partition());
-            let offsets = match committed.get(&key) {
-                Some(Some((position, tries))) => {
-                    Offsets::new(*position, true).with_tries(tries.clone())
-                }
-                Some(None) => {
-                    let begin = self.begin.get().and_then(|begin| begin.get(&key));
-                    Offsets::new(begin.copied().unwrap_or_default(), false)
-                }
-                None => Offsets::new(0, true),
-            };
+            let offsets = self.place(consumer, &key, &committed);
             let from = match committed.get(&key) {
                 Some(_) => Offset::Offset(offsets.position()),
                 None => Offset::Stored,
@@ -453,7 +449,8 @@ impl Group {
                 .filter(|partition| !partition.commits_first())
             {
                 partition.wait_idle(deadline);
-                if let Some(commit) = partition.uncommitted() {
+                partition.hand_over();
+                if let Some(commit) = partition.uncommitted(self.metadata_room()) {
                     add(&mut settled, partition, &commit);
                 }
             }
@@ -529,6 +526,7 @@ impl Group {
 
     /// An event that is given up: stored, and settled then.
     pub(super) fn bury(&self, partition: &Arc<Partition>, offset: i64, rejection: Rejection) {
+        partition.end_trial(offset, None);
         self.burial
             .bury(&self.service, partition, offset, rejection);
     }

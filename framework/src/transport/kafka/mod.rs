@@ -1,16 +1,20 @@
 //! Kafka: a consumer group per service, a reply topic per calling service.
 //!
-//! `kafka://host:9092,host:9092?partitions=3&replication=1&topic=both`. What travels is written
-//! down in `docs/wire/kafka.md`.
+//! `kafka://name:password@host:9092,host:9092?partitions=3&replication=1&topic=both`. What travels is
+//! written down in `docs/wire/kafka.md`.
 
 mod client;
 mod server;
 
 mod burial;
+mod careful;
 mod carries;
+mod clock;
 mod dead_letters;
 mod delivery;
 mod group;
+mod mender;
+mod metadata;
 mod nest;
 mod offsets;
 mod partition;
@@ -19,6 +23,7 @@ mod publisher;
 mod reader;
 mod record;
 mod replies;
+mod security;
 mod sender;
 mod topics;
 
@@ -37,12 +42,19 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
+use self::security::{Security, Verdict};
 use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
 use crate::contract::Guarantee;
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["partitions", "replication", "topic", "wire"],
+    options: &[
+        "partitions",
+        "replication",
+        security::MECHANISM,
+        "topic",
+        "wire",
+    ],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
     dead_letters: Some(|address| Box::pin(dead_letters::open(address))),
@@ -86,6 +98,9 @@ struct Settings {
     event_topics: topics::EventTopics,
     /// The one wire it asks for.
     wire: Option<Wire>,
+    security: Security,
+    /// What the brokers think of that.
+    verdict: Verdict,
 }
 
 impl Settings {
@@ -119,9 +134,6 @@ impl Settings {
         if brokers.is_empty() {
             return refuse("there is no host");
         }
-        if address.user().is_some() {
-            return refuse("this build of the Kafka client cannot log in");
-        }
         if !address.path().is_empty() {
             return refuse("there is no path in a Kafka URL");
         }
@@ -150,6 +162,8 @@ impl Settings {
             replication,
             event_topics,
             wire,
+            security: Security::of(address)?,
+            verdict: Verdict::default(),
         })
     }
 
@@ -160,6 +174,7 @@ impl Settings {
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", name)
             .set("socket.nagle.disable", "true")
+            .set("socket.keepalive.enable", "true")
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.timeout.ms", "10000")
             .set("reconnect.backoff.ms", "50")
@@ -170,6 +185,7 @@ impl Settings {
             .set("message.max.bytes", MAX_RECORD.to_string());
 
         config.set_log_level(RDKafkaLogLevel::Info);
+        self.security.apply(&mut config);
         config
     }
 
@@ -180,6 +196,8 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
+            // A topic that is gone is reported after so long; it might be new.
+            .set("topic.metadata.propagation.max.ms", "5000")
             // The broker answers as soon as there is anything. The limit bounds how long a partition
             // that was just added or moved waits for the fetch that is under way.
             .set("fetch.min.bytes", "1")
@@ -204,6 +222,7 @@ impl Settings {
 /// The context of every client of the library: sends its messages to the log.
 struct Logged<T> {
     owner: T,
+    verdict: Verdict,
     log: Rationed,
 }
 
@@ -211,8 +230,15 @@ impl<T> Logged<T> {
     fn new(owner: T) -> Self {
         Self {
             owner,
+            verdict: Verdict::default(),
             log: Rationed::default(),
         }
+    }
+
+    /// Notes for `settings` that the brokers do not let us in.
+    fn reporting(self, settings: &Settings) -> Self {
+        let verdict = settings.verdict.clone();
+        Self { verdict, ..self }
     }
 }
 
@@ -233,7 +259,11 @@ impl<T: Send + Sync> ClientContext for Logged<T> {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
+        let code = error.rdkafka_error_code();
+        if let Some(code) = code {
+            self.verdict.note(code, reason);
+        }
+        match code {
             Some(RDKafkaErrorCode::AllBrokersDown) if self.log.allows() => {
                 tracing::warn!("kafka: no broker can be reached: {reason}");
             }
@@ -332,7 +362,7 @@ mod tests {
     fn a_url_that_makes_no_sense_is_refused() {
         for url in [
             "kafka://",
-            "kafka://ada:secret@localhost",
+            "kafka://ada:secret@localhost?sasl=none",
             "kafka://localhost/path",
             "kafka://localhost?partitions=0",
             "kafka://localhost?topic=other",

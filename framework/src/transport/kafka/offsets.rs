@@ -1,14 +1,9 @@
 //! Which records of one partition are in work, and how far it may be committed.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt::Write as _,
-};
+use std::collections::VecDeque;
 
-/// How many counts go into the metadata of a commit, of which brokers take 4096 bytes by default.
-const MOST_TRIES: usize = 100;
-/// What the metadata of a commit starts with that has counts.
-const TRIES: &str = "tries=";
+use super::metadata::{Metadata, ROOM, Tries};
+use crate::transport::trials::DEATHS;
 
 /// The records of a partition that were taken, by offset.
 ///
@@ -25,11 +20,16 @@ pub(super) struct Offsets {
     committed_tries: String,
     tries: Tries,
     in_work: usize,
+    /// Where this reader began, and the how-manieth it is to begin there; 0 if that is not counted.
+    began_at: i64,
+    begun: u32,
+    /// Whether the broker knows of it.
+    announced: bool,
+    /// Records before this one may have ended their readers.
+    careful_until: i64,
+    /// How much metadata the broker takes.
+    room: usize,
 }
-
-/// How often records that are not settled have been tried in vain, by offset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tries(BTreeMap<i64, u32>);
 
 /// What the broker is to be told of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,32 +43,6 @@ pub(super) struct Commit {
 struct Taken {
     offset: i64,
     state: State,
-}
-
-impl Tries {
-    /// Reads the metadata of a commit. What somebody else has written there means nothing.
-    pub(super) fn parse(metadata: &str) -> Self {
-        let entries = metadata.strip_prefix(TRIES).unwrap_or_default().split(',');
-        let count = |entry: &str| {
-            let (offset, tries) = entry.split_once(':')?;
-            Some((offset.parse().ok()?, tries.parse().ok()?))
-        };
-        Self(entries.filter_map(count).take(MOST_TRIES).collect())
-    }
-
-    fn of(&self, offset: i64) -> u32 {
-        self.0.get(&offset).copied().unwrap_or_default()
-    }
-
-    /// The metadata of a commit: the oldest of them, which whoever reads on will meet first.
-    fn metadata(&self) -> String {
-        let mut metadata = String::new();
-        for (offset, tries) in self.0.iter().take(MOST_TRIES) {
-            let before = if metadata.is_empty() { TRIES } else { "," };
-            write!(metadata, "{before}{offset}:{tries}").expect("a string takes everything");
-        }
-        metadata
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,20 +63,68 @@ impl Offsets {
             committed_tries: String::new(),
             tries: Tries::default(),
             in_work: 0,
+            began_at: position,
+            begun: 0,
+            announced: true,
+            careful_until: position,
+            room: ROOM,
         }
     }
 
-    /// The same, with what whoever read it before had counted and committed.
-    pub(super) fn with_tries(mut self, mut tries: Tries) -> Self {
-        self.committed_tries = tries.metadata();
+    /// The same, with what whoever read it before had committed with the position. Nothing is
+    /// delivered before the broker knows that this reader has begun.
+    pub(super) fn began(mut self, Metadata { mut tries, begun }: Metadata) -> Self {
+        self.committed_tries = tries.metadata(begun, self.room);
         tries.0 = tries.0.split_off(&self.next);
         self.tries = tries;
+        self.begun = begun.saturating_add(1);
+        self.announced = false;
         self
+    }
+
+    /// Whether those before this reader have died here, too often for chance.
+    pub(super) fn is_suspect(&self) -> bool {
+        u64::from(self.begun) > DEATHS
+    }
+
+    /// Records before `offset` are taken one after the other.
+    pub(super) fn be_careful_until(&mut self, offset: i64) {
+        self.careful_until = offset;
+    }
+
+    pub(super) fn is_careful(&self) -> bool {
+        self.next < self.careful_until
+    }
+
+    /// Whether records may be delivered.
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    /// This reader ends in good order: whoever comes next begins anew.
+    pub(super) fn hand_over(&mut self) {
+        self.begun = 0;
+    }
+
+    /// What there is room for in what the broker takes.
+    pub(super) fn set_room(&mut self, room: usize) {
+        self.room = room;
     }
 
     /// A record has arrived: the how-manieth try it is now, or `None` when it is to be skipped
     /// because it is in work or settled already.
     pub(super) fn take(&mut self, offset: i64) -> Option<u32> {
+        if offset < self.position() {
+            // Nobody asks for what lies before the position: the log has begun anew.
+            tracing::error!(
+                offset,
+                position = self.position(),
+                "the broker has lost a log"
+            );
+            let room = self.room;
+            *self = Self::new(offset, false);
+            self.room = room;
+        }
         if offset >= self.next {
             self.next = offset + 1;
             self.in_work += 1;
@@ -126,6 +148,16 @@ impl Offsets {
         if self.find(offset).is_some_and(is_in_work) {
             let tries = self.tries.0.entry(offset).or_default();
             *tries = attempts.max(*tries);
+        }
+    }
+
+    /// A record that was said to be tried has not been.
+    pub(super) fn untried(&mut self, offset: i64, attempt: u32) {
+        if self.tries.of(offset) == attempt {
+            match attempt {
+                0 | 1 => self.tries.0.remove(&offset),
+                _ => self.tries.0.insert(offset, attempt - 1),
+            };
         }
     }
 
@@ -184,7 +216,11 @@ impl Offsets {
 
     /// What the broker does not know yet.
     pub(super) fn uncommitted(&self) -> Option<Commit> {
-        let (position, tries) = (self.position(), self.tries.metadata());
+        let position = self.position();
+        // Whoever has to be careful after us learns it by this, however far we have come.
+        let is_of_use = position == self.began_at || position < self.careful_until;
+        let begun = if is_of_use { self.begun } else { 0 };
+        let tries = self.tries.metadata(begun, self.room);
         let is_known = self.committed == Some(position) && self.committed_tries == tries;
         (!is_known).then_some(Commit { position, tries })
     }
@@ -193,6 +229,7 @@ impl Offsets {
     pub(super) fn commit(&mut self, Commit { position, tries }: Commit) {
         self.committed = Some(self.committed.map_or(position, |known| known.max(position)));
         self.committed_tries = tries;
+        self.announced = true;
     }
 
     /// How far the broker has acknowledged, if at all.
@@ -302,7 +339,10 @@ mod tests {
         assert_eq!(offsets.take(10), Some(3));
 
         // Somebody else goes on.
-        let mut other = Offsets::new(10, true).with_tries(Tries::parse(&commit.tries));
+        let mut other = Offsets::new(10, true).began(Metadata::parse(&commit.tries));
+        let announcement = other.uncommitted().unwrap();
+        assert_eq!(announcement.tries, "begun=1;tries=10:2,12:1");
+        other.commit(announcement);
         assert_eq!(other.uncommitted(), None);
         assert_eq!(other.take(10), Some(3));
         assert_eq!(other.take(11), Some(1));
@@ -319,20 +359,83 @@ mod tests {
     }
 
     #[test]
-    fn counts_that_mean_nothing_are_left_out_and_many_stay_within_the_limit() {
-        let parsed = Tries::parse("tries=5:1,x:2,7,9:-1,-:,8:3,");
-        assert_eq!(parsed.0.into_iter().collect::<Vec<_>>(), [(5, 1), (8, 3)]);
-        for nonsense in ["", "tries=", "5:1", "tries"] {
-            assert_eq!(Tries::parse(nonsense), Tries::default(), "{nonsense:?}");
-        }
+    fn many_counts_stay_within_the_limit() {
         let mut offsets = Offsets::new(i64::MAX - 2000, true);
         for offset in i64::MAX - 2000..i64::MAX - 1000 {
             offsets.take(offset);
             offsets.tried(offset, u32::MAX);
         }
         let tries = offsets.uncommitted().unwrap().tries;
-        assert!(tries.len() < 4000, "{}", tries.len());
-        assert_eq!(Tries::parse(&tries).of(i64::MAX - 2000), u32::MAX);
+        assert!(tries.len() <= ROOM, "{}", tries.len());
+        let read = Metadata::parse(&tries).tries;
+        assert_eq!(read.of(i64::MAX - 2000), u32::MAX);
         assert_eq!(offsets.take(i64::MAX - 1000), Some(1));
+        offsets.set_room(0);
+        assert_eq!(offsets.uncommitted(), None, "there is nothing to be said");
+    }
+
+    /// One reader after the other begins at 10 and dies, or comes further first.
+    #[test]
+    fn readers_that_die_where_they_began_are_counted() {
+        let begin = |metadata: &str| Offsets::new(10, true).began(Metadata::parse(metadata));
+        let mut metadata = String::new();
+        for reader in 1..=3 {
+            let mut offsets = begin(&metadata);
+            assert!(!offsets.is_announced());
+            assert_eq!(offsets.is_suspect(), reader == 3);
+            let commit = offsets.uncommitted().unwrap();
+            metadata = commit.tries.clone();
+            assert_eq!(metadata, format!("begun={reader}"));
+            offsets.commit(commit);
+            assert!(offsets.is_announced());
+            assert_eq!(offsets.uncommitted(), None);
+            offsets.take(10);
+        }
+        let mut careful = begin(&metadata);
+        careful.be_careful_until(12);
+        for (offset, metadata) in [(10, "begun=4"), (11, "")] {
+            careful.take(offset);
+            careful.settle(offset);
+            let commit = careful.uncommitted().unwrap();
+            assert_eq!((commit.position, &*commit.tries), (offset + 1, metadata));
+        }
+        let mut further = begin(&metadata);
+        further.take(10);
+        further.settle(10);
+        let commit = further.uncommitted().unwrap();
+        assert_eq!((commit.position, &*commit.tries), (11, ""));
+        let mut orderly = begin(&metadata);
+        orderly.commit(orderly.uncommitted().unwrap());
+        orderly.hand_over();
+        let commit = orderly.uncommitted().unwrap();
+        assert_eq!((commit.position, &*commit.tries), (10, ""));
+    }
+
+    #[test]
+    fn a_log_that_was_lost_is_read_from_where_it_begins_anew() {
+        let mut offsets = Offsets::new(100, true);
+        offsets.take(100);
+        assert_eq!(offsets.take(3), Some(1));
+        assert_eq!(uncommitted(&offsets), Some(3));
+        assert_eq!(offsets.take(4), Some(1));
+        offsets.settle(100);
+        offsets.settle(3);
+        assert_eq!(uncommitted(&offsets), Some(4));
+    }
+
+    #[test]
+    fn a_try_that_is_noted_and_does_not_begin_does_not_count() {
+        let mut offsets = Offsets::new(10, true);
+        offsets.be_careful_until(11);
+        assert!(offsets.is_careful());
+        let attempt = offsets.take(10).unwrap();
+        assert!(!offsets.is_careful());
+        offsets.tried(10, attempt);
+        assert_eq!(offsets.uncommitted().unwrap().tries, "tries=10:1");
+        offsets.untried(10, attempt);
+        assert_eq!(offsets.uncommitted(), None);
+        offsets.tried(10, 5);
+        offsets.untried(10, 5);
+        assert_eq!(offsets.uncommitted().unwrap().tries, "tries=10:4");
     }
 }

@@ -13,6 +13,7 @@ use futures_util::task::AtomicWaker;
 use rdkafka::{consumer::base_consumer::PartitionQueue, message::Message as _};
 
 use super::{
+    careful::Next,
     carries::Carries,
     delivery::deliver,
     group::{Group, GroupContext},
@@ -20,13 +21,15 @@ use super::{
 };
 use crate::{
     envelope::Envelope,
-    transport::{Delivery, Outcome, Source, pending::lock},
+    transport::{Delivery, Outcome, Source, pending::lock, trials::Trial},
 };
 
 /// How many records one poll looks at, delivered or not.
 const LOOKED_AT: usize = 512;
 /// Nothing more is taken while so many records wait for their dead letters to be stored.
 const MOST_BURYING: usize = 64;
+/// How long nothing is delivered while the broker does not confirm that this reader has begun.
+const ANNOUNCE: Duration = Duration::from_secs(5);
 /// How long a source waits at its end for the consumer to close.
 const CLOSE: Duration = Duration::from_secs(8);
 
@@ -37,15 +40,17 @@ pub(super) struct Partition {
     pub(super) carries: Arc<Carries>,
     /// Where the library puts its records. Taken away when the partition is, since a queue that is
     /// dropped later would silence the one that takes its place.
-    queue: Mutex<Option<PartitionQueue<GroupContext>>>,
-    state: Mutex<State>,
+    pub(super) queue: Mutex<Option<PartitionQueue<GroupContext>>>,
+    pub(super) state: Mutex<State>,
     /// Told when nothing is in work any more, while somebody waits for that.
     idle: Condvar,
     pub(super) waker: Arc<AtomicWaker>,
 }
 
-struct State {
-    offsets: Offsets,
+pub(super) struct State {
+    pub(super) offsets: Offsets,
+    /// Which record is on trial.
+    trial: Option<(i64, Trial)>,
     /// Records given back: read again from this offset, not before this time.
     again: Option<(i64, Instant)>,
     /// How many records wait for their dead letters to be stored.
@@ -68,6 +73,7 @@ impl Partition {
     ) -> Self {
         let state = State {
             offsets,
+            trial: None,
             again: None,
             burying: 0,
             full: false,
@@ -103,15 +109,46 @@ impl Partition {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What is settled and not committed.
-    pub(super) fn uncommitted(&self) -> Option<Commit> {
-        lock(&self.state).offsets.uncommitted()
+    /// What is settled and not committed, with so much metadata at most.
+    pub(super) fn uncommitted(&self, room: usize) -> Option<Commit> {
+        let mut state = lock(&self.state);
+        state.offsets.set_room(room);
+        state.offsets.uncommitted()
     }
 
     /// The broker has acknowledged this.
     pub(super) fn committed(&self, commit: Commit) {
-        lock(&self.state).offsets.commit(commit);
-        if self.commits_first() {
+        let mut state = lock(&self.state);
+        let is_awaited = !state.offsets.is_announced() || state.trial.is_some();
+        state.offsets.commit(commit);
+        drop(state);
+        if is_awaited || self.commits_first() {
+            self.waker.wake();
+        }
+    }
+
+    /// Whoever reads it next need not be careful.
+    pub(super) fn hand_over(&self) {
+        lock(&self.state).offsets.hand_over();
+    }
+
+    /// A record in work is to be tried, for the `attempt`-th time, once that is committed.
+    pub(super) fn begin_trial(&self, offset: i64, attempt: u32, trial: Trial) {
+        let mut state = lock(&self.state);
+        state.offsets.tried(offset, attempt);
+        state.trial = Some((offset, trial));
+    }
+
+    /// The trial of a record, if it was on trial, is over, or has not begun after all although it
+    /// was noted as the `untried`-th.
+    pub(super) fn end_trial(&self, offset: i64, untried: Option<u32>) {
+        let mut state = lock(&self.state);
+        let trial = state.trial.take_if(|(tried, _)| *tried == offset);
+        if let (Some(_), Some(attempt)) = (&trial, untried) {
+            state.offsets.untried(offset, attempt);
+        }
+        drop(state);
+        if trial.is_some() {
             self.waker.wake();
         }
     }
@@ -141,6 +178,7 @@ impl Partition {
     /// A record has been tried in vain, so often by now.
     pub(super) fn tried(&self, offset: i64, attempts: u32) {
         lock(&self.state).offsets.tried(offset, attempts);
+        self.end_trial(offset, None);
     }
 
     /// The dead letter of a record is about to be stored.
@@ -157,10 +195,12 @@ impl Partition {
     }
 
     pub(super) fn settle(&self, offset: i64) {
+        self.end_trial(offset, None);
         self.leave(|state| state.offsets.settle(offset));
     }
 
     pub(super) fn give_back(&self, offset: i64, after: Duration) {
+        self.end_trial(offset, None);
         self.leave(|state| {
             if state.offsets.give_back(offset) {
                 let at = Instant::now() + after;
@@ -187,7 +227,7 @@ impl Partition {
     }
 
     /// Whether too much is taken and not settled; then the source is woken when something is.
-    fn is_full(&self, most: usize) -> bool {
+    pub(super) fn is_full(&self, most: usize) -> bool {
         let mut state = lock(&self.state);
         // With nothing in work, records that were given back are in the way: they have to be read.
         let is_long = state.offsets.span() >= most && state.offsets.in_work() > 0;
@@ -203,8 +243,12 @@ impl Partition {
 
 /// Reads one partition.
 pub(super) struct PartitionSource {
-    group: Arc<Group>,
-    partition: Arc<Partition>,
+    pub(super) group: Arc<Group>,
+    pub(super) partition: Arc<Partition>,
+    /// The record that is tried next, where that is to be careful.
+    pub(super) next: Next,
+    /// How long the broker may take to hear that this reader has begun.
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Deliveries that wait for the commit of their offsets.
     parked: VecDeque<(i64, Delivery)>,
     stopped: bool,
@@ -218,11 +262,22 @@ impl PartitionSource {
         Self {
             group,
             partition,
+            next: Next::default(),
+            patience: None,
             parked: VecDeque::new(),
             stopped: false,
             closing: None,
             counted: true,
         }
+    }
+
+    /// Ready when the broker has had time enough to hear of this reader; should it die now, that is
+    /// not counted.
+    fn poll_patience(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ANNOUNCE)));
+        patience.as_mut().poll(cx)
     }
 
     /// Takes records from the library into `batch` or, where they are committed first, aside.
@@ -247,6 +302,7 @@ impl PartitionSource {
                 Some(Err(error)) => {
                     let (topic, partition) = (&self.partition.topic, self.partition.number);
                     tracing::warn!(topic, partition, %error, "read from Kafka");
+                    self.group.mender.hear(&error);
                     continue;
                 }
             };
@@ -327,7 +383,7 @@ impl PartitionSource {
 }
 
 /// Drops a delivery whose offset is dealt with already.
-fn discard(mut delivery: Delivery) {
+pub(super) fn discard(mut delivery: Delivery) {
     // The responder of a parked delivery answers nothing when it is told of an acknowledgement.
     delivery.envelope = Envelope::default();
     delivery.settle(Outcome::Ack);
@@ -341,9 +397,19 @@ impl Source for PartitionSource {
         batch: &mut Vec<Delivery>,
     ) -> Poll<Option<usize>> {
         self.partition.waker.register(cx.waker());
-        let revoked = lock(&self.partition.state).revoked;
+        let state = lock(&self.partition.state);
+        let revoked = state.revoked;
+        let is_announced = state.offsets.is_announced();
+        let is_careful = state.offsets.is_careful() || !self.next.is_empty();
+        drop(state);
         let mut count = 0;
-        if !revoked && !self.stopped && room > self.parked.len() {
+        if revoked || self.stopped {
+            self.untake();
+        } else if !is_announced && self.poll_patience(cx).is_pending() {
+            // Woken when the broker knows of us.
+        } else if is_careful && room > 0 {
+            count += self.poll_careful(cx, batch);
+        } else if room > self.parked.len() {
             let room = room - self.parked.len();
             let fetched = self.fetch(room, batch);
             if !self.partition.commits_first() {
@@ -383,6 +449,7 @@ impl Source for PartitionSource {
 impl Drop for PartitionSource {
     fn drop(&mut self) {
         self.stopped = true;
+        self.untake();
         self.unpark();
         self.leave();
     }
@@ -393,7 +460,10 @@ mod tests {
     use futures_util::task::{ArcWake, waker};
 
     use super::*;
-    use crate::transport::kafka::carries::{Native, Nest};
+    use crate::transport::kafka::{
+        carries::{Native, Nest},
+        metadata::ROOM,
+    };
 
     struct Woken(Mutex<bool>);
 
@@ -428,13 +498,13 @@ mod tests {
             partition.begin_burying();
         }
         assert!(partition.is_full(1000));
-        assert_eq!(partition.uncommitted(), None);
+        assert_eq!(partition.uncommitted(ROOM), None);
         partition.buried(1);
         assert!(*lock(&woken.0));
         assert!(!partition.is_full(1000));
-        assert_eq!(partition.uncommitted(), None, "the first waits");
+        assert_eq!(partition.uncommitted(ROOM), None, "the first waits");
         partition.buried(0);
-        let position = partition.uncommitted().map(|commit| commit.position);
+        let position = partition.uncommitted(ROOM).map(|commit| commit.position);
         assert_eq!(position, Some(2));
     }
 }

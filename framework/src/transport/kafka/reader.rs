@@ -2,7 +2,10 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{self, Poll},
     time::Duration,
 };
@@ -16,7 +19,7 @@ use rdkafka::{
     message::BorrowedMessage,
 };
 
-use super::{CONNECT, Logged, Settings, blocking, let_go};
+use super::{CONNECT, Logged, Settings, blocking, let_go, mender::is_missing};
 use crate::transport::{Error, Task, pending::lock};
 
 /// How many replies of a partition one turn of the reading task takes.
@@ -55,6 +58,7 @@ impl Reader {
                 consumer: Arc::new(consumer),
             }),
             added: Mutex::default(),
+            lost: AtomicBool::new(false),
             waker: Arc::default(),
         });
         let task = Task::spawn(Arc::clone(&reading).run(each));
@@ -63,6 +67,11 @@ impl Reader {
             reading,
             _task: task,
         })
+    }
+
+    /// Whether the broker no longer has what is read here: somebody has to make and follow it again.
+    pub(super) fn is_lost(&self) -> bool {
+        self.reading.lost.load(Ordering::Acquire)
     }
 
     /// Reads this partition too, from where it has been seen to end. Asking for "the end" instead
@@ -85,6 +94,7 @@ struct Reading {
     open: Option<Open>,
     /// Each partition once, even if whoever asked first has stopped waiting.
     added: Mutex<Vec<(String, i32)>>,
+    lost: AtomicBool,
     waker: Arc<AtomicWaker>,
 }
 
@@ -129,16 +139,25 @@ impl Reading {
         }
     }
 
+    fn hear(&self, error: Option<&KafkaError>) {
+        if error.is_some_and(is_missing) {
+            self.lost.store(true, Ordering::Release);
+        }
+    }
+
     async fn run(self: Arc<Self>, each: impl Fn(&BorrowedMessage<'_>) + Send + Sync + 'static) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         poll_fn(|cx| {
             self.waker.register(cx.waker());
             if let Some(open) = &self.open {
                 while housekeeping.poll_tick(cx).is_ready() {
-                    // Errors and log lines, which go to the context.
-                    while open.consumer.poll(Duration::ZERO).is_some() {}
+                    // Errors and log lines, which go to the context too.
+                    while let Some(said) = open.consumer.poll(Duration::ZERO) {
+                        self.hear(said.err().as_ref());
+                    }
                 }
-                open.take(cx, &each);
+                let error = open.take(cx, &each);
+                self.hear(error.as_ref());
             }
             Poll::<()>::Pending
         })
@@ -147,14 +166,23 @@ impl Reading {
 }
 
 impl Open {
-    fn take(&self, cx: &mut task::Context<'_>, each: &impl Fn(&BorrowedMessage<'_>)) {
+    /// Hands out what has arrived, and returns the last error.
+    fn take(
+        &self,
+        cx: &mut task::Context<'_>,
+        each: &impl Fn(&BorrowedMessage<'_>),
+    ) -> Option<KafkaError> {
+        let mut last = None;
         for queue in lock(&self.queues).iter() {
             let mut taken = 0;
             while taken < BATCH {
                 match queue.poll(Duration::ZERO) {
                     None => break,
                     Some(Ok(message)) => each(&message),
-                    Some(Err(error)) => tracing::warn!(%error, "read replies from Kafka"),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "read replies from Kafka");
+                        last = Some(error);
+                    }
                 }
                 taken += 1;
             }
@@ -162,6 +190,7 @@ impl Open {
                 cx.waker().wake_by_ref();
             }
         }
+        last
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -335,22 +335,6 @@ pub(super) fn key(message: &BorrowedMessage<'_>) -> Option<ByteString> {
     std::str::from_utf8(message.key()?)
         .ok()
         .map(ByteString::from)
-}
-
-/// How long a record has waited: from when the broker wrote it, by the clock of this machine.
-pub(super) fn waited(message: &BorrowedMessage<'_>) -> Duration {
-    let written = message
-        .timestamp()
-        .to_millis()
-        .and_then(|millis| u64::try_from(millis).ok());
-    let Some(written) = written else {
-        return Duration::ZERO;
-    };
-    let written = UNIX_EPOCH + Duration::from_millis(written);
-    // A broker whose clock is ahead makes it look unwritten.
-    SystemTime::now()
-        .duration_since(written)
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -56,8 +56,9 @@ fn lost(topic: &str, error: &KafkaError) {
 
 impl ReplyWriter {
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
-        let producer = Producer::new(settings, "nestling-replies", Reports::Failures, || {
-            Logged::new(ReplyReports)
+        let known = settings.clone();
+        let producer = Producer::new(settings, "nestling-replies", Reports::Failures, move || {
+            Logged::new(ReplyReports).reporting(&known)
         })?;
         Ok(Self {
             producer,

@@ -69,8 +69,9 @@ impl Sender {
         let pending = Pending::new();
         let reports = Arc::downgrade(&pending);
         let name = &identity.service;
+        let known = settings.clone();
         let requests = Producer::new(&settings, name, Reports::Failures, move || {
-            Logged::new(RequestReports(Weak::clone(&reports)))
+            Logged::new(RequestReports(Weak::clone(&reports))).reporting(&known)
         })?;
         let topics = Arc::new(Topics::new(settings.clone(), requests.lookup()));
         topics.connect().await?;

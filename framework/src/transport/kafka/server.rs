@@ -13,7 +13,9 @@ use super::{
     CAPABILITIES, NAME, Settings, blocking,
     burial::Burial,
     carries::carried,
+    clock::Watch,
     group::{Group, Phase},
+    mender::Mender,
     replies::ReplyWriter,
     topics::Topics,
 };
@@ -37,6 +39,7 @@ pub(super) async fn open(address: Address) -> Result<Arc<dyn ServerTransport>, E
         topics,
         replies,
         group: OnceLock::new(),
+        clock: OnceLock::new(),
     }))
 }
 
@@ -46,6 +49,7 @@ struct KafkaServer {
     /// Until the subscription takes it.
     replies: Mutex<Option<ReplyWriter>>,
     group: OnceLock<Arc<Group>>,
+    clock: OnceLock<Watch>,
 }
 
 #[async_trait]
@@ -72,7 +76,9 @@ impl ServerTransport for KafkaServer {
 
         let (sender, mut sources) = mpsc::unbounded_channel();
         let burial = Burial::new(settings, &self.topics, &subscription.service);
-        let group = Group::new(replies, burial, carried, &subscription, sender);
+        let mender = Mender::new(&self.topics, wanted.clone());
+        let helpers = (replies, burial, mender);
+        let group = Group::new(helpers, carried, &subscription, sender);
         // Its connections are made while topics are looked up.
         let config = config(settings, &subscription, &group.client_id);
         let consumer = group
@@ -100,7 +106,8 @@ impl ServerTransport for KafkaServer {
             })
         })
         .await?;
-        match timeout(JOIN, group.reached(Phase::Placed)).await {
+        let joined = timeout(JOIN, group.reached(Phase::Placed));
+        match self.watch_clock(&group, &subscription, joined).await {
             Ok(Phase::Ended) => Err(settings.error(ErrorKind::Connect, "join the consumer group")),
             Ok(_) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| {
                 sources.poll_recv(cx)
@@ -120,6 +127,27 @@ impl ServerTransport for KafkaServer {
                 tracing::warn!("the Kafka consumer did not close in time");
             }
         }
+    }
+}
+
+impl KafkaServer {
+    /// Learns what time it is at the brokers while something else goes on, if there are requests whose
+    /// time runs out.
+    async fn watch_clock<T>(
+        &self,
+        group: &Group,
+        subscription: &Subscription,
+        meanwhile: impl Future<Output = T>,
+    ) -> T {
+        if subscription.messages.is_empty() {
+            return meanwhile.await;
+        }
+        let watch = Watch::start(&self.settings, &self.topics, &group.clock);
+        let (watch, result) = tokio::join!(watch, meanwhile);
+        if self.clock.set(watch).is_err() {
+            tracing::error!("a Kafka subscription was replaced");
+        }
+        result
     }
 }
 

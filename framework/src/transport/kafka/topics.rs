@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,8 +19,12 @@ use crate::transport::{Error, ErrorKind, pending::lock};
 
 /// Kafka's own limit.
 const LONGEST: usize = 249;
+/// The topic that says what time it is at the brokers. What is written there is looked at by nobody.
+pub(super) const CLOCK: &str = "nestling.clock";
 /// How much is left of the name of a service whose own name is no topic's.
 const LONGEST_READABLE: usize = 200;
+/// How long one of the questions takes whether the cluster answers.
+const CONNECT_STEP: Duration = Duration::from_millis(500);
 /// How often a new topic's leaders are asked for.
 const POLL: Duration = Duration::from_millis(10);
 /// A reply that nobody has fetched by then has no caller any more.
@@ -122,6 +127,7 @@ pub(super) enum Purpose {
     Events,
     Replies,
     DeadLetters,
+    Clock,
 }
 
 /// Asks the cluster for the metadata of one topic or of all, within a limit.
@@ -146,10 +152,24 @@ impl Topics {
     /// Whether the cluster answers.
     pub(super) async fn connect(&self) -> Result<(), Error> {
         let (lookup, settings) = (Arc::clone(&self.lookup), self.settings.clone());
-        // A name that cannot exist: the answer is small however many topics there are.
-        blocking(move || match lookup(Some(".nestling.none"), CONNECT) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(settings.failed("connect to Kafka", error)),
+        blocking(move || {
+            let doing = "connect to Kafka";
+            let deadline = Instant::now() + CONNECT;
+            loop {
+                // A name that cannot exist: the answer is small however many topics there are.
+                let Err(error) = lookup(Some(".nestling.none"), CONNECT_STEP) else {
+                    return Ok(());
+                };
+                let is_late = Instant::now() >= deadline;
+                match settings.verdict.failure() {
+                    // No time helps against the first; the library tells of neither.
+                    Some((kind, reason)) if kind == ErrorKind::Refused || is_late => {
+                        return Err(settings.error(kind, doing).with_source(reason));
+                    }
+                    None if is_late => return Err(settings.failed(doing, error)),
+                    _ => thread::sleep(POLL),
+                }
+            }
         })
         .await
     }
@@ -204,6 +224,18 @@ impl Topics {
         }
         self.remember(&present);
         Ok(present)
+    }
+
+    /// As [`ensure`](Self::ensure); returns which did not exist.
+    pub(super) async fn make_missing(
+        &self,
+        wanted: Vec<(String, Purpose)>,
+    ) -> Result<Vec<String>, Error> {
+        let names: Vec<_> = wanted.iter().map(|(name, _)| name.clone()).collect();
+        let present = look_up(&self.lookup, &self.settings, names.clone()).await?;
+        self.ensure(wanted).await?;
+        let missing = names.into_iter().filter(|name| !present.contains_key(name));
+        Ok(missing.collect())
     }
 
     /// As [`ensure`](Self::ensure) for one topic that probably exists.
@@ -262,7 +294,7 @@ async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<()
             let partitions = match purpose {
                 Purpose::Replies => REPLY_PARTITIONS,
                 // One, so that they have one order.
-                Purpose::DeadLetters => 1,
+                Purpose::DeadLetters | Purpose::Clock => 1,
                 Purpose::Requests | Purpose::Events => settings.partitions,
             };
             let longest = &*longest;
@@ -270,6 +302,10 @@ async fn create(settings: &Settings, missing: &[(String, Purpose)]) -> Result<()
             match purpose {
                 // The time a request has waited is told from when the broker got it.
                 Purpose::Requests => topic.set("message.timestamp.type", "LogAppendTime"),
+                Purpose::Clock => topic
+                    .set("message.timestamp.type", "LogAppendTime")
+                    .set("retention.ms", REPLY_RETENTION)
+                    .set("segment.ms", REPLY_RETENTION),
                 Purpose::Events => topic,
                 Purpose::Replies => topic
                     .set("retention.ms", REPLY_RETENTION)

@@ -13,36 +13,43 @@ mod wire;
 mod writer;
 
 use std::{
-    error,
+    error, io,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind, ServerAddr,
-    Subject,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, PublishError, PublishErrorKind,
+    ServerAddr, Subject,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout_at};
 
-use super::{Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock};
-use crate::contract::Guarantee;
+use super::{
+    Address, Capabilities, Error, ErrorKind, Order, Scheme, Wire, pending::lock, tls::Connector,
+};
+use crate::{contract::Guarantee, envelope::MAX_HEADER_BYTES};
 
 pub(super) const SCHEME: Scheme = Scheme {
     name: NAME,
-    options: &["wire", "mark", "events"],
+    options: &["wire", "mark", EVENTS_OPTION],
     server: |address| Box::pin(server::open(address)),
     client: |address, identity| Box::pin(client::open(address, identity)),
     dead_letters: Some(|address| Box::pin(jetstream::open_dead_letters(address))),
 };
 
 const NAME: &str = "nats";
+const EVENTS_OPTION: &str = "events";
 const PORT: u16 = 4222;
 /// How long opening may take, and any other wait that has no deadline of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a message may have in headers: NATS counts them into its largest payload.
-const HEADER_ROOM: usize = 16 * 1024;
+/// What a message may have in headers, and what it takes to write them: NATS counts them into its
+/// largest payload.
+const HEADER_ROOM: usize = MAX_HEADER_BYTES + 8 * 1024;
+/// How often a silent broker is asked whether it is there. The library gives the connection up when
+/// it would ask for a third time without an answer, so after three times as long.
+const PING: Duration = Duration::from_secs(3);
 /// The longest pause between two attempts to connect again.
 const LONGEST_PAUSE_MS: u64 = 2_000;
 /// What is wrong with a pattern that the client library refuses.
@@ -73,6 +80,41 @@ fn capabilities(client: &Client, jetstream: bool) -> Capabilities {
     }
 }
 
+/// The one of two URLs that does what both do, if they name one broker: messages come the same way
+/// with durable events and without.
+///
+/// # Errors
+/// When they name one broker and want different things of it.
+pub(super) fn joined<'a>(
+    one: &'a Address,
+    other: &'a Address,
+) -> Result<Option<&'a Address>, Error> {
+    let broker = |address: &Address| {
+        let mut hosts = address.hosts(PORT);
+        hosts.sort_unstable();
+        (
+            hosts,
+            address.user().map(str::to_owned),
+            address.password().map(str::to_owned),
+        )
+    };
+    if broker(one) != broker(other) {
+        return Ok(None);
+    }
+    let differs = |name: &&str| one.option(name) != other.option(name);
+    let mut differing = one.options().chain(other.options()).filter(differs);
+    if let Some(name) = differing.find(|name| *name != EVENTS_OPTION) {
+        let message = format!(
+            "{one} and {other} name one broker, which is listened to once: give both the same {name}"
+        );
+        return Err(Error::new(ErrorKind::Config, message));
+    }
+    Ok(Some(match one.option(EVENTS_OPTION) {
+        Some(_) => one,
+        None => other,
+    }))
+}
+
 /// The largest payload that fits beside its headers; the broker closes the connection above it.
 fn max_payload(client: &Client) -> usize {
     let limit = client.max_payload();
@@ -83,7 +125,9 @@ fn max_payload(client: &Client) -> usize {
 async fn connect(address: &Address, name: String) -> Result<Client, Error> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let servers = servers(address)?;
-    let options = options(address, name);
+    let tls = Connector::of(address)?;
+    let is_plain = tls.is_none();
+    let options = options(address, name, tls)?;
     let failed = |kind| Error::new(kind, format!("connect to {address}"));
     let mut attempt = 1;
     loop {
@@ -101,12 +145,29 @@ async fn connect(address: &Address, name: String) -> Result<Client, Error> {
         let hopeless = !matches!(
             error.kind(),
             ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Dns
-        );
+        ) || is_of_tls(&error);
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                return Err(failed(ErrorKind::Refused).with_source(error));
+            }
+            _ if is_plain && is_of_tls(&error) => {
+                let what = "the broker wants TLS: ask for it with tls=on";
+                return Err(failed(ErrorKind::Config).with_source(what));
+            }
+            _ => {}
+        }
         if hopeless || tokio::time::Instant::now() + pause >= deadline {
             return Err(failed(ErrorKind::Connect).with_source(error));
         }
         sleep(pause).await;
     }
+}
+
+/// Whether there was no agreement on certificates, which will be the same the next time.
+fn is_of_tls(error: &ConnectError) -> bool {
+    let cause = error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
+    let is_invalid = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
+    is_invalid || error.kind() == ConnectErrorKind::Tls
 }
 
 /// The wire that a client speaks.
@@ -148,24 +209,33 @@ fn servers(address: &Address) -> Result<Vec<ServerAddr>, Error> {
     hosts.iter().map(parse).collect()
 }
 
-fn options(address: &Address, name: String) -> ConnectOptions {
+fn options(
+    address: &Address,
+    name: String,
+    tls: Option<Connector>,
+) -> Result<ConnectOptions, Error> {
     let complained = std::sync::Arc::new(Mutex::new(None));
     let shown = address.to_string();
     let options = ConnectOptions::new()
         .name(name)
         .connection_timeout(PATIENCE)
+        .ping_interval(PING)
         .reconnect_delay_callback(pause)
         .event_callback(move |event| {
             report(&shown, &event, &complained);
             std::future::ready(())
         });
-    match (address.user(), address.password()) {
+    let options = match (address.user(), address.password()) {
         (Some(user), Some(password)) => {
             options.user_and_password(user.to_owned(), password.to_owned())
         }
         (Some(token), None) => options.token(token.to_owned()),
         (None, _) => options,
-    }
+    };
+    Ok(match tls {
+        Some(tls) => options.require_tls(true).tls_client_config(tls.config()),
+        None => options.tls_client_config(Connector::distrustful()?.config()),
+    })
 }
 
 /// Before the first attempt none, then up to two seconds, no two clients the same.
@@ -263,6 +333,31 @@ mod tests {
         assert_eq!(nest("nats://one?wire=native"), Ok(false));
         let refused = nest("nats://one?wire=nest").unwrap_err();
         assert!(refused.contains("only native"), "{refused}");
+    }
+
+    #[test]
+    fn two_urls_of_one_broker_are_one_if_they_differ_in_events_only() {
+        let check = |one: &str, other: &str, expected: &str| {
+            let (one, other) = (address(one), address(other));
+            for (one, other) in [(&one, &other), (&other, &one)] {
+                let joined = joined(one, other).map(|found| found.map(ToString::to_string));
+                let joined = joined.unwrap_or_else(|error| Some(error.to_string()));
+                let joined = joined.unwrap_or_else(|| "two".to_owned());
+                assert!(joined.contains(expected), "{joined}");
+            }
+        };
+        let durable = "nats://one?events=jetstream";
+        check("nats://one", durable, durable);
+        check("nats://one:4222", durable, durable);
+        check("nats://one,two", "nats://two,one", "nats://");
+        check("nats://two", durable, "two");
+        check("nats://ada:secret@one", durable, "two");
+        check("nats://one?wire=native", durable, "the same wire");
+        check(
+            "nats://one?wire=native",
+            "nats://one?events=jetstream&wire=native",
+            durable,
+        );
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub(super) fn event(envelope: Envelope) -> Result<OutboundMessage, Error> {
 }
 
 /// The header block of a request or event. The mark is needed where no reply subject has it.
-fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMap>, Error> {
+pub(super) fn headers(envelope: &Envelope, mark: bool) -> Result<Option<HeaderMap>, Error> {
     if !mark && envelope.headers.is_empty() {
         return Ok(None);
     }

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     ANSWER, Options,
-    link::{Clock, Link},
+    link::Link,
     sender::{Op, Outgoing, Sender},
     wire::{self, CallKey, Head, ItemKind, MAX_HEAD, Reply},
 };
@@ -26,7 +26,7 @@ use crate::{
     error::RpcError,
     transport::{
         Capabilities, ClientIdentity, ClientTransport, Control, Error, ErrorKind, Expect, Item,
-        Pending, Replies, Task, pending::lock,
+        Pending, Replies, Task, clock::Clock, pending::lock,
     },
 };
 

@@ -14,7 +14,7 @@ use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use super::{
     ANSWER, MOST_BYTES, Options,
-    link::{Clock, Link},
+    link::Link,
     lot::Held,
     sender::kind_of,
     server::Shared,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     envelope::Envelope,
-    transport::{DeadLetter, DeadLetters, Error, ErrorKind, Rejection},
+    transport::{DeadLetter, DeadLetters, Error, ErrorKind, Rejection, clock::Clock},
 };
 
 /// Stores a dead letter and acknowledges its event, or neither. What is pending no more has been

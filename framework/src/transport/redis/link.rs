@@ -1,9 +1,10 @@
 //! A connection that is made again when it is lost, and the broker's clock.
 
 use std::{
+    io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -15,7 +16,7 @@ use redis::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECT, Options};
-use crate::transport::{Error, ErrorKind};
+use crate::transport::{Error, ErrorKind, Task, clock::Clock, tls};
 
 /// What arrives on a connection without having been asked for.
 pub(super) enum Push {
@@ -73,6 +74,8 @@ pub(super) struct Link {
     globs: Vec<String>,
     on_push: Option<OnPush>,
     connection: Option<MultiplexedConnection>,
+    /// Moves what the connection writes and reads.
+    _driver: Option<Task>,
     lost: Arc<AtomicBool>,
     id: i64,
     failures: u32,
@@ -88,6 +91,7 @@ impl Link {
             globs: Vec::new(),
             on_push: None,
             connection: None,
+            _driver: None,
             lost: Arc::default(),
             id: 0,
             failures: 0,
@@ -114,19 +118,22 @@ impl Link {
     /// Connects, trying again for a while: the broker may be about to come back.
     pub(super) async fn open(&mut self) -> Result<(), Error> {
         let shown = self.options.shown.clone();
-        let connect = |error: RedisError| {
-            Error::new(ErrorKind::Connect, format!("connect to {shown}")).with_source(error)
+        let failed = |kind, error: RedisError| {
+            Error::new(kind, format!("connect to {shown}")).with_source(error)
         };
         let deadline = Instant::now() + CONNECT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match timeout(left, self.connect()).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) if error.kind() == Cause::AuthenticationFailed => {
-                    return Err(connect(error));
+                Ok(Err(error)) if is_refused(&error) => {
+                    return Err(failed(ErrorKind::Refused, error));
+                }
+                Ok(Err(error)) if error.kind() == Cause::InvalidClientConfig => {
+                    return Err(failed(ErrorKind::Connect, error));
                 }
                 Ok(Err(error)) if Instant::now() + self.delay() >= deadline => {
-                    return Err(connect(error));
+                    return Err(failed(ErrorKind::Connect, error));
                 }
                 Ok(Err(error)) => self.pause(&error).await,
                 Err(elapsed) => {
@@ -170,13 +177,10 @@ impl Link {
             Ok::<_, redis::aio::SendError>(())
         };
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(self.answer))
             .set_push_sender(receive);
-        let client = redis::Client::open(self.options.info.clone())?;
-        let mut connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let connecting = timeout(CONNECT, self.greet(config)).await;
+        let (mut connection, driver) = connecting.map_err(|_| late())??;
         self.id = redis::cmd("CLIENT")
             .arg("ID")
             .query_async(&mut connection)
@@ -184,7 +188,7 @@ impl Link {
         // A server that is still loading its data refuses this.
         let asked = Instant::now();
         let time = redis::cmd("TIME").query_async(&mut connection).await?;
-        self.clock.set(time, asked);
+        self.clock.showed(millis(time), asked);
         if !self.channels.is_empty() {
             connection.subscribe(&self.channels).await?;
         }
@@ -192,8 +196,27 @@ impl Link {
             connection.psubscribe(&self.globs).await?;
         }
         self.connection = Some(connection);
+        self._driver = Some(driver);
         self.lost = lost;
         Ok(())
+    }
+
+    /// Connects and says who we are. The connection works for as long as its task is kept.
+    async fn greet(
+        &self,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<(MultiplexedConnection, Task)> {
+        let Options {
+            host,
+            tls,
+            settings,
+            ..
+        } = &*self.options;
+        let connecting = tls::connect(host, tls.as_ref());
+        let stream = connecting.await.map_err(handshake_failed)?;
+        let connecting = MultiplexedConnection::new_with_config(settings, stream, config);
+        let (connection, driver) = connecting.await?;
+        Ok((connection, Task::spawn(driver)))
     }
 
     /// The connection's number in Redis, by which another can unblock it.
@@ -233,6 +256,23 @@ impl Link {
             .send_packed_commands(pipeline, 0, pipeline.len())
             .await;
         self.check(result)
+    }
+
+    /// Makes sure, while there is nothing to say, that there is a connection and that it answers.
+    pub(super) async fn keep_up(&mut self) -> RedisResult<()> {
+        match self.is_up() {
+            true => self.probe().await,
+            false => self.connect().await,
+        }
+    }
+
+    /// Finds out whether the present connection is still there, if there is one.
+    pub(super) async fn probe(&mut self) -> RedisResult<()> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        let result = connection.send_packed_command(&redis::cmd("PING")).await;
+        self.check(result).map(drop)
     }
 
     /// Subscribes to more channels, until the connection is lost.
@@ -298,56 +338,28 @@ fn closed() -> RedisError {
     (Cause::Io, "the connection is closed").into()
 }
 
-/// The broker's clock, as far as its last answer to `TIME` tells.
-pub(super) struct Clock {
-    origin: Instant,
-    /// What the broker's clock showed at `origin`, in milliseconds.
-    offset: AtomicI64,
+fn late() -> RedisError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
-impl Clock {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            origin: Instant::now(),
-            offset: AtomicI64::new(0),
-        })
-    }
+/// Whether it is our name, password or certificate that Redis does not like.
+fn is_refused(error: &RedisError) -> bool {
+    error.kind() == Cause::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
 
-    /// Takes in what `TIME` answered: seconds and microseconds, as text.
-    pub(super) fn set(&self, (seconds, micros): (i64, i64), asked: Instant) {
-        self.set_at((seconds, micros), asked + asked.elapsed() / 2);
-    }
-
-    fn set_at(&self, (seconds, micros): (i64, i64), halfway: Instant) {
-        let since = halfway.saturating_duration_since(self.origin).as_millis();
-        let millis = seconds.saturating_mul(1000).saturating_add(micros / 1000);
-        self.offset
-            .store(millis.saturating_sub(signed(since)), Ordering::Relaxed);
-    }
-
-    /// How long ago the broker's clock showed `millis`.
-    pub(super) fn since(&self, millis: u64, now: Instant) -> Duration {
-        let local = signed(now.saturating_duration_since(self.origin).as_millis());
-        let broker = self.offset.load(Ordering::Relaxed).saturating_add(local);
-        Duration::from_millis(u64::try_from(broker).unwrap_or(0).saturating_sub(millis))
+/// TLS says of an authority or a name that it is wrong: the next attempt will fail as well.
+fn handshake_failed(error: io::Error) -> RedisError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            let what = "the TLS handshake failed";
+            (Cause::InvalidClientConfig, what, error.to_string()).into()
+        }
+        _ => error.into(),
     }
 }
 
-fn signed(millis: u128) -> i64 {
-    i64::try_from(millis).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_time_is_read_from_the_brokers_clock() {
-        let clock = Clock::new();
-        let now = Instant::now();
-        clock.set_at((1_000, 500_000), now);
-        let later = now + Duration::from_millis(250);
-        assert_eq!(clock.since(1_000_600, later), Duration::from_millis(150));
-        assert_eq!(clock.since(2_000_000, later), Duration::ZERO);
-    }
+/// What `TIME` answered, seconds and microseconds, in milliseconds.
+pub(super) fn millis((seconds, micros): (i64, i64)) -> i64 {
+    seconds.saturating_mul(1000).saturating_add(micros / 1000)
 }

@@ -17,17 +17,14 @@ mod writer;
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{
-    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-    io::tcp::TcpSettings,
-};
+use redis::{ProtocolVersion, RedisConnectionInfo};
 
 use self::{
     client::RedisClient, dead_letters::RedisDeadLetters, pubsub::PubSubClient, server::RedisServer,
 };
 use super::{
     Address, Capabilities, ClientTransport, DeadLetters, Error, ErrorKind, Order, Scheme,
-    ServerTransport,
+    ServerTransport, tls::Connector,
 };
 use crate::contract::Guarantee;
 
@@ -118,7 +115,11 @@ const MOST_BYTES: usize = 16 << 20;
 struct Options {
     /// The scheme.
     name: &'static str,
-    info: ConnectionInfo,
+    /// `name:port`.
+    host: String,
+    tls: Option<Connector>,
+    /// Database, protocol and credentials.
+    settings: RedisConnectionInfo,
     /// The URL without its password.
     shown: String,
     /// What every key and channel starts with.
@@ -137,11 +138,6 @@ impl Options {
             (None, _) => "127.0.0.1:6379".to_owned(),
             (Some(_), false) => return Err(config("redis is reached through one host")),
         };
-        let (name, port) = host
-            .rsplit_once(':')
-            .and_then(|(name, port)| Some((name, port.parse().ok()?)))
-            .ok_or_else(|| config("the host is not host:port"))?;
-        let name = name.trim_start_matches('[').trim_end_matches(']');
         let database = match address.path() {
             "" => 0,
             path => path
@@ -157,11 +153,6 @@ impl Options {
         if let Some(password) = address.password() {
             settings = settings.set_password(password);
         }
-        let info = ConnectionAddr::Tcp(name.to_owned(), port)
-            .into_connection_info()
-            .map_err(|error| config("cannot be used").with_source(error))?
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(settings);
         let claim_idle = address.parsed_option("claim_idle")?.unwrap_or(5000);
         if claim_idle < 100 {
             return Err(config("claim_idle is at least 100 milliseconds"));
@@ -170,7 +161,9 @@ impl Options {
         let name = schemes.into_iter().find(|name| *name == address.scheme());
         Ok(Arc::new(Self {
             name: name.unwrap_or(SCHEME.name),
-            info,
+            host,
+            tls: Connector::of(address)?,
+            settings,
             shown: address.to_string(),
             prefix: address.option("prefix").unwrap_or("nestling").to_owned(),
             claim_idle: Duration::from_millis(claim_idle),
@@ -228,11 +221,8 @@ mod tests {
     #[test]
     fn a_url_names_host_database_credentials_and_limits() {
         let options = options("redis://ada:p%40ss@[::1]/3?claim_idle=500&prefix=test").unwrap();
-        assert_eq!(
-            *options.info.addr(),
-            ConnectionAddr::Tcp("::1".to_owned(), 6379)
-        );
-        let settings = options.info.redis_settings();
+        assert_eq!(options.host, "[::1]:6379");
+        let settings = &options.settings;
         assert_eq!(settings.db(), 3);
         assert_eq!(
             (settings.username(), settings.password()),

@@ -7,14 +7,17 @@ use std::{
 
 use bytes::Bytes;
 use redis::{Cmd, RedisResult, from_redis_value, streams::StreamPendingCountReply};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     link::Link,
     server::Shared,
     wire::{self, Id},
 };
-use crate::transport::{Error, ErrorKind};
+use crate::transport::{
+    Error, ErrorKind,
+    trials::{DEATHS, Trial},
+};
 
 /// How long a read waits for something to come.
 const BLOCK: Duration = Duration::from_secs(1);
@@ -25,11 +28,30 @@ const LEAST: usize = 32;
 pub(super) struct Got {
     pub(super) stream: usize,
     pub(super) id: Id,
-    /// How many times it has been tried, this time included: an event as Redis was told, a request
-    /// as often as it was delivered.
-    pub(super) attempt: u32,
+    /// How often Redis says that it was delivered, this time included. For an event it is more, if
+    /// tries have failed; see [`attempt_of`].
+    pub(super) delivered: u32,
+    /// The right to be tried, if it may have ended processes.
+    pub(super) trial: Option<Trial>,
     /// Head and payload; none if it is not native.
     pub(super) fields: Option<(Bytes, Bytes)>,
+}
+
+/// What Redis is told to count for an event on top of its failed tries, so that a number that only
+/// deliveries have made is told from them.
+const UNTRIED: u32 = DEATHS as u32;
+
+/// Which try of an event this is, when Redis counts so many deliveries.
+pub(super) fn attempt_of(delivered: u32) -> u32 {
+    delivered.saturating_sub(UNTRIED).max(1)
+}
+
+/// What Redis counts for an event after so many failed tries.
+pub(super) fn delivered_after(tries: u32) -> u32 {
+    match tries {
+        0 => 0,
+        tries => tries.saturating_add(UNTRIED),
+    }
 }
 
 pub(super) struct Reader {
@@ -40,6 +62,8 @@ pub(super) struct Reader {
     /// Where, in each stream, to look next for what an earlier process of our name left behind;
     /// empty when all of it has been taken.
     resume: Vec<String>,
+    /// Something waits to be tried until something else no longer is.
+    suspects: bool,
     /// Redis has lost our groups.
     missing: bool,
 }
@@ -53,6 +77,7 @@ impl Reader {
             link,
             claim_at,
             resume,
+            suspects: false,
             missing: false,
         }
     }
@@ -97,7 +122,7 @@ impl Reader {
             match self.attempt(room).await {
                 Ok(got) => return got,
                 Err(error) if error.code() == Some("NOGROUP") => {
-                    tracing::warn!(%error, "redis has lost a consumer group; it is made again");
+                    tracing::error!(%error, "redis has lost a consumer group; it is made again");
                     self.missing = true;
                 }
                 Err(error) => self.link.pause(&error).await,
@@ -113,7 +138,7 @@ impl Reader {
         if self.shared.redelivers {
             let claimed = if !self.resume.is_empty() {
                 self.take_over(room, Whose::Ours).await?
-            } else if Instant::now() >= self.claim_at {
+            } else if self.is_time_to_claim() {
                 self.claim_at = Instant::now() + claim_interval(self.shared.options.claim_idle);
                 self.take_over(room, Whose::TheDeads).await?
             } else {
@@ -122,8 +147,20 @@ impl Reader {
             if !claimed.is_empty() {
                 return Ok(claimed);
             }
+            if !self.resume.is_empty() {
+                // What is new waits, so that it cannot overtake what is older. The end of the
+                // trial is given back at once: the next look takes it.
+                let next = self.shared.trials.clone().next();
+                drop(timeout(BLOCK, next).await);
+                return Ok(Vec::new());
+            }
         }
         self.read(room).await
+    }
+
+    fn is_time_to_claim(&self) -> bool {
+        let suspect = self.suspects && self.shared.trials.is_free();
+        suspect || Instant::now() >= self.claim_at
     }
 
     async fn read(&mut self, room: usize) -> RedisResult<Vec<Got>> {
@@ -139,7 +176,8 @@ impl Reader {
             let got = |wire::Entry { id, fields }| Got {
                 stream,
                 id,
-                attempt: 1,
+                delivered: 1,
+                trial: None,
                 fields,
             };
             all.extend(entries.into_iter().map(got));
@@ -203,26 +241,21 @@ impl Reader {
             };
         }
         let mut claim = redis::pipe();
-        let mut claimed = Vec::new();
-        let mut resume = Vec::new();
+        let mut chosen = Vec::new();
         let mut more = false;
+        self.suspects = false;
         for (stream, answer) in self.link.run_all(&look).await?.into_iter().enumerate() {
             let pending: StreamPendingCountReply = from_redis_value(answer.extract_error()?)?;
-            let last = pending.ids.last().map(|pending| format!("({}", pending.id));
-            more |= last.is_some();
-            resume.push(last.unwrap_or_else(|| "+".to_owned()));
-            if pending.ids.is_empty() {
-                continue;
-            }
-            let held = shared.lots.held(stream);
-            let mut deliveries: Vec<(Id, u32)> = Vec::new();
-            for pending in pending.ids {
-                if let Some(id) = Id::parse(pending.id.as_bytes()).filter(|id| !held.contains(id)) {
-                    let times = u32::try_from(pending.times_delivered).unwrap_or(u32::MAX);
-                    deliveries.push((id, times.saturating_add(1)));
+            more |= !pending.ids.is_empty();
+            let choice = self.choose(stream, &pending, whose);
+            if let Whose::Ours = whose {
+                match choice.upto {
+                    Some(id) => self.resume[stream] = format!("({id}"),
+                    None if pending.ids.is_empty() => self.resume[stream] = "+".to_owned(),
+                    None => {}
                 }
             }
-            if deliveries.is_empty() {
+            if choice.entries.is_empty() {
                 continue;
             }
             let key = &shared.streams[stream].key;
@@ -232,31 +265,77 @@ impl Reader {
                 .arg(&shared.service)
                 .arg(&shared.instance);
             command.arg(idle);
-            for (id, _) in &deliveries {
+            for (id, _) in &choice.entries {
                 command.arg(id);
             }
-            claimed.push((stream, deliveries));
+            chosen.push((stream, choice));
         }
         let mut all = Vec::new();
-        for ((stream, deliveries), answer) in
-            claimed.into_iter().zip(self.link.run_all(&claim).await?)
+        for ((stream, mut choice), answer) in
+            chosen.into_iter().zip(self.link.run_all(&claim).await?)
         {
             for wire::Entry { id, fields } in wire::entries(answer.extract_error()?) {
-                let attempt = deliveries.iter().find(|(other, _)| *other == id);
-                let attempt = attempt.map_or(2, |(_, attempt)| *attempt);
+                let entry = choice.entries.iter().find(|(other, _)| *other == id);
+                let delivered = entry.map_or(2, |(_, delivered)| *delivered);
+                let trial = choice.trial.take_if(|(suspect, _)| *suspect == id);
                 all.push(Got {
                     stream,
                     id,
-                    attempt,
+                    delivered,
+                    trial: trial.map(|(_, trial)| trial),
                     fields,
                 });
             }
         }
-        if let Whose::Ours = whose {
-            self.resume = if more { resume } else { Vec::new() };
+        if !more && let Whose::Ours = whose {
+            self.resume = Vec::new();
         }
         Ok(all)
     }
+
+    /// Which of the pending entries of a stream to claim: all that may be tried side by side, and
+    /// one of the others, if none is tried now.
+    fn choose(&mut self, stream: usize, pending: &StreamPendingCountReply, whose: Whose) -> Choice {
+        let held = self.shared.lots.held(stream);
+        let holds_events = self.shared.streams[stream].messages.is_none();
+        let mut choice = Choice::default();
+        for pending in &pending.ids {
+            let Some(id) = Id::parse(pending.id.as_bytes()) else {
+                continue;
+            };
+            let times = u32::try_from(pending.times_delivered).unwrap_or(u32::MAX);
+            if held.contains(&id) {
+                choice.upto = Some(id);
+                continue;
+            }
+            if holds_events && u64::from(times) >= DEATHS {
+                match self.shared.trials.try_next() {
+                    Some(trial) => choice.trial = Some((id, trial)),
+                    None => {
+                        self.suspects = true;
+                        match whose {
+                            Whose::Ours => break,
+                            Whose::TheDeads => continue,
+                        }
+                    }
+                }
+            }
+            choice.entries.push((id, times.saturating_add(1)));
+            choice.upto = Some(id);
+        }
+        choice
+    }
+}
+
+/// What to claim of a stream.
+#[derive(Default)]
+struct Choice {
+    /// How often each will have been delivered.
+    entries: Vec<(Id, u32)>,
+    /// The one of them that goes on trial.
+    trial: Option<(Id, Trial)>,
+    /// The last that need not be looked at again.
+    upto: Option<Id>,
 }
 
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Where the outcome of a delivery goes: to the caller's list and to the consumer group.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{self, Poll},
 };
 
@@ -10,13 +10,14 @@ use bytes::Bytes;
 use super::{
     dead_letters::Burial,
     lot::Held,
+    reader::{attempt_of, delivered_after},
     server::Shared,
     wire::{CallKey, ItemKind, Reply},
     writer::Op,
 };
 use crate::{
     error::RpcError,
-    transport::{Call, Gone, Outcome, Responder},
+    transport::{Call, Gone, Outcome, Responder, trials::Trial},
 };
 
 /// Answers a message.
@@ -88,8 +89,12 @@ impl Responder for Answer {
         match outcome {
             Outcome::Retry { after } if self.redelivers => {
                 let Self { shared, held, .. } = *self;
-                let tried = None;
-                return shared.push(Op::Back { held, after, tried });
+                let delivered = None;
+                return shared.push(Op::Back {
+                    held,
+                    after,
+                    delivered,
+                });
             }
             Outcome::Reply(payload) => self.send(ItemKind::Last, payload),
             Outcome::Done | Outcome::Ack => self.send(ItemKind::End, Bytes::new()),
@@ -112,20 +117,35 @@ impl Responder for Answer {
 pub(super) struct Acknowledgement {
     shared: Arc<Shared>,
     held: Held,
-    /// What Redis counts: the tries that have failed and the one that began with this delivery.
+    /// What Redis counts.
     counted: u32,
     /// How many tries have failed.
     tried: u32,
+    trial: Option<Trial>,
 }
 
 impl Acknowledgement {
-    /// For an event in its `attempt`-th try.
-    pub(super) fn new(shared: Arc<Shared>, held: Held, attempt: u32) -> Self {
+    /// For an event that has been `delivered` so often, as Redis counts it.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        held: Held,
+        delivered: u32,
+        trial: Option<Trial>,
+    ) -> Self {
         Self {
             shared,
             held,
-            counted: attempt,
-            tried: attempt.saturating_sub(1),
+            counted: delivered,
+            tried: attempt_of(delivered) - 1,
+            trial,
+        }
+    }
+
+    /// Whatever is on trial next may begin.
+    fn end_trial(&mut self) {
+        if self.trial.take().is_some() {
+            let reading = self.shared.reading.load(Ordering::Acquire);
+            self.shared.push(Op::Unblock(reading));
         }
     }
 }
@@ -144,13 +164,16 @@ impl Responder for Acknowledgement {
     fn tried(&mut self, attempts: u32) {
         // Handlers of one event count each for itself.
         self.tried = self.tried.max(attempts);
-        if attempts > self.counted {
-            self.counted = attempts;
-            self.shared.tried(&self.held, attempts);
+        let delivered = delivered_after(attempts);
+        if delivered > self.counted {
+            self.counted = delivered;
+            self.shared.tried(&self.held, delivered);
         }
+        self.end_trial();
     }
 
-    fn settle(self: Box<Self>, outcome: Outcome) {
+    fn settle(mut self: Box<Self>, outcome: Outcome) {
+        self.end_trial();
         let Self {
             shared,
             held,
@@ -161,7 +184,7 @@ impl Responder for Acknowledgement {
             Outcome::Retry { after } => Op::Back {
                 held,
                 after,
-                tried: Some(tried),
+                delivered: Some(delivered_after(tried)),
             },
             Outcome::Reject(rejection) => {
                 let burial = Burial::new(Arc::clone(&shared), held, rejection);

@@ -9,7 +9,10 @@ use std::{
 use bytes::Bytes;
 use bytestring::ByteString;
 use redis::{Cmd, RedisError, Value};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use super::{
     MOST_BYTES,
@@ -23,6 +26,9 @@ use crate::transport::{Error, ErrorKind};
 const BATCH: usize = 1024;
 /// How long a request waits for a connection before it fails.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a client that has nothing to say looks whether its connection is still there.
+pub(super) const IDLE: Duration = Duration::from_secs(5);
 
 /// What a client has to say.
 pub(super) enum Op {
@@ -72,7 +78,10 @@ impl Sender {
         loop {
             self.inner.take_ops(&mut self.backlog);
             if self.backlog.is_empty() {
-                self.inner.queued().await;
+                let idle = timeout(IDLE, self.inner.queued()).await.is_err();
+                if idle && let Err(error) = self.link.keep_up().await {
+                    self.link.pause(&error).await;
+                }
                 continue;
             }
             if let Err(error) = self.link.connect().await {
@@ -262,7 +271,8 @@ pub(super) fn kind_of(error: &RedisError) -> ErrorKind {
         Some("LOADING" | "READONLY" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {
             ErrorKind::Connect
         }
-        Some("NOPERM" | "NOAUTH" | "WRONGTYPE") => ErrorKind::Config,
+        Some("NOPERM" | "WRONGTYPE") => ErrorKind::Config,
+        Some("NOAUTH" | "WRONGPASS") => ErrorKind::Refused,
         _ if error.is_timeout() => ErrorKind::Timeout,
         _ if error.is_io_error() => ErrorKind::Connect,
         _ => ErrorKind::Protocol,

@@ -18,10 +18,10 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     ANSWER, Hears, MOST_BYTES, Options, dead_letters,
-    link::{Clock, Link, Push},
+    link::{Link, Push},
     lot::{Held, Lot, Lots},
     pubsub::{self, PubSubSource},
-    reader::{Got, Reader},
+    reader::{Got, Reader, attempt_of},
     responder::{Acknowledgement, Answer},
     wire::{CallKey, Control, Head},
     writer::{Op, Ops, Writer},
@@ -31,7 +31,7 @@ use crate::{
     handler::BoxFuture,
     transport::{
         Calls, Capabilities, Delivery, Error, Kind, ServerTransport, Source, Sources, Subscription,
-        pending::lock,
+        clock::Clock, pending::lock, trials::Trials,
     },
 };
 
@@ -138,6 +138,7 @@ pub(super) struct Shared {
     /// Whether entries stay pending until they are settled.
     pub(super) redelivers: bool,
     pub(super) lots: Lots,
+    pub(super) trials: Trials,
     pub(super) clock: Arc<Clock>,
     pub(super) stopping: AtomicBool,
     /// The number of the connection that a read may be blocked on.
@@ -166,6 +167,7 @@ impl Shared {
             most: subscription.max_in_flight,
             redelivers,
             lots: Lots::default(),
+            trials: Trials::new(),
             clock: Clock::new(),
             stopping: AtomicBool::new(false),
             reading: AtomicI64::new(0),
@@ -186,11 +188,11 @@ impl Shared {
         self.queue(|ops| ops.list.push(op));
     }
 
-    /// Queues how often an event in work has been tried.
-    pub(super) fn tried(&self, held: &Held, attempts: u32) {
+    /// Queues what Redis is to count for an event in work that has been tried.
+    pub(super) fn tried(&self, held: &Held, delivered: u32) {
         let entry = (held.stream(), held.id());
         self.queue(|ops| {
-            ops.tried.insert(entry, attempts);
+            ops.tried.insert(entry, delivered);
         });
     }
 
@@ -394,10 +396,11 @@ impl RedisSource {
                 return Err(held);
             }
             let lane = envelope.headers.get_shared(header::KEY).cloned();
-            let responder = Box::new(Acknowledgement::new(shared, held, got.attempt));
+            let (delivered, trial) = (got.delivered, got.trial);
+            let responder = Box::new(Acknowledgement::new(shared, held, delivered, trial));
             let mut delivery = Delivery::new(Kind::Event, envelope, responder);
             delivery.lane = lane;
-            delivery.attempt = got.attempt;
+            delivery.attempt = attempt_of(delivered);
             return Ok(delivery);
         };
         envelope.pattern = pattern.clone();
@@ -414,7 +417,7 @@ impl RedisSource {
         let responder = Box::new(Answer {
             call: shared.calls.open(head.key),
             to: head.reply,
-            attempt: u8::try_from(got.attempt).unwrap_or(u8::MAX),
+            attempt: u8::try_from(got.delivered).unwrap_or(u8::MAX),
             sequence: 0,
             held,
             redelivers: shared.redelivers,
@@ -422,7 +425,7 @@ impl RedisSource {
             shared,
         });
         let mut delivery = Delivery::new(Kind::Message, envelope, responder);
-        delivery.attempt = got.attempt;
+        delivery.attempt = got.delivered;
         Ok(delivery)
     }
 }

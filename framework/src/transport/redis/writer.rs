@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use super::{
     Options,
     dead_letters::{Burial, Burials},
-    link::Link,
+    link::{Link, millis},
     lot::Held,
+    reader::delivered_after,
     server::Shared,
     wire::{Id, Reply},
 };
@@ -42,8 +43,8 @@ pub(super) enum Op {
     Back {
         held: Held,
         after: Duration,
-        /// How often an event has been tried; a request keeps count of its deliveries.
-        tried: Option<u32>,
+        /// What Redis counts for an event from here on; it counts a request's deliveries itself.
+        delivered: Option<u32>,
     },
     /// The event goes to the dead letters.
     Bury(Box<Burial>),
@@ -65,7 +66,7 @@ impl Op {
 #[derive(Default)]
 pub(super) struct Ops {
     pub(super) list: Vec<Op>,
-    /// How often events in work have been tried, by stream and id. Written before the rest.
+    /// What Redis counts for events in work, by stream and id. Written before the rest.
     pub(super) tried: HashMap<(usize, Id), u32>,
 }
 
@@ -105,27 +106,31 @@ impl Writer {
     pub(super) async fn write(&mut self, ops: Ops, tick: bool) {
         let now = Instant::now();
         let mut batch = Batch::new(&self.shared);
-        for ((stream, id), attempts) in ops.tried {
-            batch.tried(stream, id, attempts);
+        for ((stream, id), delivered) in ops.tried {
+            batch.tried(stream, id, delivered);
         }
         for op in ops.list {
             match op {
                 Op::Reply { to, client, reply } => batch.reply(to, client, &reply),
                 Op::Settle(held) => batch.settle(held),
-                Op::Back { held, after, tried } => {
-                    match after.checked_sub(self.shared.options.claim_idle) {
-                        Some(wait) if !wait.is_zero() => self.later.push((now + wait, held, tried)),
-                        _ => batch.give_back(held, after, tried),
+                Op::Back {
+                    held,
+                    after,
+                    delivered,
+                } => match after.checked_sub(self.shared.options.claim_idle) {
+                    Some(wait) if !wait.is_zero() => {
+                        self.later.push((now + wait, held, delivered));
                     }
-                }
+                    _ => batch.give_back(held, after, delivered),
+                },
                 Op::Bury(burial) => self.burials.add(*burial),
                 Op::Unblock(connection) => batch.unblock(connection),
             }
         }
         if tick {
             let longest = self.shared.options.claim_idle;
-            for (_, held, tried) in self.later.extract_if(.., |(at, ..)| *at <= now) {
-                batch.give_back(held, longest, tried);
+            for (_, held, delivered) in self.later.extract_if(.., |(at, ..)| *at <= now) {
+                batch.give_back(held, longest, delivered);
             }
             let before = now
                 .checked_sub(Self::tick(&self.shared.options))
@@ -145,7 +150,7 @@ impl Writer {
             && let Some(time) = answers.pop()
             && let Ok(time) = from_redis_value(time)
         {
-            self.link.clock().set(time, asked);
+            self.link.clock().showed(millis(time), asked);
         }
         let mut ends = Vec::with_capacity(burials.len());
         for (place, answer) in answers.into_iter().enumerate() {
@@ -241,11 +246,12 @@ impl Writer {
         }
         let mut batch = Batch::new(&self.shared);
         let longest = self.shared.options.claim_idle;
-        for (_, held, tried) in self.later.drain(..) {
-            batch.give_back(held, longest, tried);
+        for (_, held, delivered) in self.later.drain(..) {
+            batch.give_back(held, longest, delivered);
         }
         for (held, attempts) in self.burials.give_up() {
-            batch.give_back(held, Duration::ZERO, Some(attempts));
+            let delivered = delivered_after(attempts);
+            batch.give_back(held, Duration::ZERO, Some(delivered));
         }
         let (pipeline, _) = batch.finish();
         let (_, answers) = self.run(&pipeline).await;
@@ -375,23 +381,23 @@ impl Batch {
     }
 
     /// Whoever takes the entry over counts on from here.
-    fn tried(&mut self, stream: usize, id: Id, attempts: u32) {
+    fn tried(&mut self, stream: usize, id: Id, delivered: u32) {
         let mut command = self.claim(stream);
-        command.arg(id).arg("RETRYCOUNT").arg(attempts);
+        command.arg(id).arg("RETRYCOUNT").arg(delivered);
         command.arg("JUSTID");
         self.renewals.push(command);
     }
 
     /// Somebody may claim the entry after this time.
-    fn give_back(&mut self, held: Held, after: Duration, tried: Option<u32>) {
+    fn give_back(&mut self, held: Held, after: Duration, delivered: Option<u32>) {
         let idle = self.shared.options.claim_idle.saturating_sub(after);
         let mut command = self.claim(held.stream());
         command
             .arg(held.id())
             .arg("IDLE")
             .arg(idle.as_millis() as u64);
-        if let Some(tried) = tried {
-            command.arg("RETRYCOUNT").arg(tried);
+        if let Some(delivered) = delivered {
+            command.arg("RETRYCOUNT").arg(delivered);
         }
         command.arg("JUSTID");
         self.others.push(command);

@@ -1,11 +1,16 @@
 //! Whether the other end of a connection is still there, by the clock.
 
 use std::{
+    io,
     task::{self, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
 
 /// How often the clock is looked at; everything below is exact to this.
 const TICK: Duration = Duration::from_secs(5);
@@ -22,11 +27,36 @@ const SLOWEST: usize = 64 * 1024;
 /// How long the other end may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
 
+/// Silence after which the system looks whether the other machine is there, and how often it asks;
+/// what says a wire without pings no more than that. It gives up [`VANISHED`] after the last sign.
+const PROBE_AFTER: Duration = Duration::from_secs(20);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBES: u32 = 4;
+/// How long what was sent may stay without the other machine's word that it has arrived.
+const VANISHED: Duration = Duration::from_secs(60);
+
+/// Switches Nagle's algorithm off, and the system's own watch over a silent peer on.
+pub(super) fn set_up(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    let keepalive = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_EVERY);
+    #[cfg(not(windows))]
+    let keepalive = keepalive.with_retries(PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(VANISHED))?;
+    Ok(())
+}
+
 /// What is known about the other end.
 pub(super) struct Alive {
     tick: Interval,
     heard: Instant,
     pinged: Option<Instant>,
+    /// When somebody was first seen waiting since anything was heard.
+    waiting: Option<Instant>,
     partial: Option<Instant>,
     stalled: Option<(Instant, usize)>,
 }
@@ -37,12 +67,23 @@ pub(super) struct Now {
     pub(super) busy: bool,
     /// The other end has said what it has to say at the start.
     pub(super) open: bool,
-    /// It would answer a ping.
-    pub(super) pings: bool,
+    /// What can be done about its silence.
+    pub(super) remedy: Remedy,
     /// Bytes of a frame, or of a preface, that is not complete.
     pub(super) partial: usize,
     /// Bytes that wait to be written.
     pub(super) unwritten: usize,
+}
+
+/// What can be done when the other end is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// It would answer a ping.
+    Ask,
+    /// It knows no pings, but another connection may find somebody who answers.
+    Leave,
+    /// It may be silent for as long as it likes.
+    None,
 }
 
 /// What is to be done.
@@ -52,6 +93,8 @@ pub(super) enum Sign {
     Quiet,
     /// Ask.
     Ping,
+    /// Start nothing new here.
+    Leave,
     /// Give up, because of this.
     Dead(&'static str),
 }
@@ -65,6 +108,7 @@ impl Alive {
             tick,
             heard: now,
             pinged: None,
+            waiting: None,
             partial: None,
             stalled: None,
         }
@@ -74,6 +118,7 @@ impl Alive {
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
+        self.waiting = None;
     }
 
     /// A whole frame was taken, or none is begun.
@@ -106,9 +151,21 @@ impl Alive {
             }
             _ => self.stalled = Some((now, state.unwritten)),
         }
-        if !state.pings {
-            return Sign::Quiet;
+        match state.remedy {
+            Remedy::Ask => self.ask(now, state.busy),
+            Remedy::Leave if state.busy => {
+                let waiting = *self.waiting.get_or_insert(now);
+                match since(waiting) >= SILENT_BUSY + ANSWER {
+                    true => Sign::Leave,
+                    false => Sign::Quiet,
+                }
+            }
+            Remedy::Leave | Remedy::None => Sign::Quiet,
         }
+    }
+
+    fn ask(&mut self, now: Instant, busy: bool) -> Sign {
+        let since = |then: Instant| now.saturating_duration_since(then);
         if let Some(pinged) = self.pinged {
             let dead = since(pinged) >= ANSWER;
             return if dead {
@@ -117,7 +174,7 @@ impl Alive {
                 Sign::Quiet
             };
         }
-        let patience = if state.busy { SILENT_BUSY } else { SILENT_IDLE };
+        let patience = if busy { SILENT_BUSY } else { SILENT_IDLE };
         if since(self.heard) < patience {
             return Sign::Quiet;
         }
@@ -133,7 +190,7 @@ mod tests {
     const IDLE: Now = Now {
         busy: false,
         open: true,
-        pings: true,
+        remedy: Remedy::Ask,
         partial: 0,
         unwritten: 0,
     };
@@ -170,7 +227,7 @@ mod tests {
     async fn a_silent_peer_that_knows_no_pings_is_left_alone() {
         let foreign = Now {
             busy: true,
-            pings: false,
+            remedy: Remedy::None,
             ..IDLE
         };
         assert_eq!(silence(&foreign), []);
@@ -183,12 +240,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_cannot_be_asked_is_left_when_calls_wait_in_silence() {
+        let foreign = Now {
+            busy: true,
+            remedy: Remedy::Leave,
+            ..IDLE
+        };
+        // First seen waiting at the first tick.
+        assert_eq!(silence(&foreign).first(), Some(&(25, Sign::Leave)));
+        assert_eq!(
+            silence(&Now {
+                busy: false,
+                ..foreign
+            }),
+            []
+        );
+        let mut alive = Alive::new();
+        let start = alive.heard;
+        for second in 0..60 {
+            let now = start + Duration::from_secs(second);
+            alive.heard(now);
+            assert_eq!(alive.judge(now, &foreign), Sign::Quiet);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_system_watches_a_silent_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = TcpStream::connect(address).await.unwrap();
+        set_up(&socket).unwrap();
+        assert!(socket.nodelay().unwrap());
+        let socket = SockRef::from(&socket);
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED));
+    }
+
+    #[tokio::test]
     async fn a_frame_that_does_not_end_is_given_up() {
         let dead = Sign::Dead("the rest of a frame does not arrive");
         assert_eq!(
             silence(&Now {
                 open: false,
-                pings: false,
+                remedy: Remedy::None,
                 ..IDLE
             }),
             [(30, dead)]

@@ -12,10 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{
-    FutureExt,
-    future::{Shared, WeakShared},
-};
+use futures_util::{FutureExt, future::Shared};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
@@ -28,7 +25,8 @@ use crate::{
     envelope::Envelope,
     handler::BoxFuture,
     transport::{
-        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire, pending::lock,
+        Capabilities, ClientTransport, Error, ErrorKind, Expect, Replies, Task, Wire,
+        pending::lock, tls::Connector,
     },
 };
 
@@ -41,6 +39,8 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// The pause after a first failure to connect; it doubles up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a call waits for one peer to be connected before it looks at the next.
+const HEAD_START: Duration = Duration::from_millis(250);
 /// Connections of one peer that finish their calls after it sent us away.
 const MOST_LEAVING: usize = 8;
 
@@ -52,11 +52,11 @@ pub(super) struct TcpClient {
 }
 
 impl TcpClient {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, tls: Option<&Connector>) -> Self {
         let peers = settings
             .hosts
             .iter()
-            .map(|host| Peer::new(host, &settings))
+            .map(|host| Peer::new(host, tls, &settings))
             .collect();
         Self {
             settings,
@@ -136,7 +136,7 @@ impl TcpClient {
             return Ok(connection);
         }
         let mut failure = None;
-        let mut tried = Vec::new();
+        let (mut tried, mut slow) = (Vec::new(), Vec::new());
         for _ in 0..self.peers.len() {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Closed, "the client was closed"));
@@ -148,17 +148,31 @@ impl TcpClient {
             if let Some(connection) = peer.connected() {
                 return Ok(connection);
             }
-            let _waiting = Waiting::new(peer);
+            let waiting = Waiting::new(peer);
             let connecting = peer.connect();
+            // Nobody waits for a peer that may be gone while another can take the call.
+            if let Some(connection) = self.least_busy() {
+                return Ok(connection);
+            }
+            match timeout(HEAD_START, connecting.clone()).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failure = Some(error),
+                Err(_) => slow.push((waiting, connecting)),
+            }
+            tried.push(position);
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(late(&peer.host));
+            }
+        }
+        for (waiting, connecting) in slow {
             let connected = match deadline {
                 Some(deadline) => timeout_at(deadline, connecting).await,
                 None => Ok(connecting.await),
             };
-            match connected.map_err(|_| late(&peer.host))? {
+            match connected.map_err(|_| late(&waiting.0.host))? {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }
-            tried.push(position);
         }
         let known = || {
             self.peers
@@ -169,6 +183,12 @@ impl TcpClient {
             || Error::new(ErrorKind::Connect, "no peer can be reached"),
             Into::into,
         ))
+    }
+
+    /// The open connection with the fewest calls in flight, if there is any.
+    fn least_busy(&self) -> Option<Arc<Connection>> {
+        let open = self.peers.iter().filter_map(|peer| peer.connected());
+        open.min_by_key(|connection| connection.link.pending().len())
     }
 
     /// The one of two peers, taken at random, with fewer calls in flight; peers that were tried
@@ -297,6 +317,7 @@ impl From<Failure> for Error {
 /// One address.
 struct Peer {
     host: String,
+    tls: Option<Connector>,
     max_frame: usize,
     wire: Wire,
     /// Calls that wait for a connection.
@@ -323,8 +344,9 @@ impl Drop for Waiting<'_> {
 #[derive(Default)]
 struct State {
     connection: Option<Arc<Connection>>,
-    /// Weak, because the attempt belongs to those who wait for it: when they all go, it goes.
-    connecting: Option<WeakShared<Attempt>>,
+    /// The attempt to connect that is under way. It goes on when those who waited for it have gone,
+    /// so that a peer that does not answer is known for it and passed over.
+    connecting: Option<(Shared<Attempt>, Task)>,
     /// Connections that take no new calls and finish those they have.
     leaving: Vec<Arc<Connection>>,
     failures: u32,
@@ -334,9 +356,10 @@ struct State {
 }
 
 impl Peer {
-    fn new(host: &str, settings: &Settings) -> Arc<Self> {
+    fn new(host: &str, tls: Option<&Connector>, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             host: host.to_owned(),
+            tls: tls.cloned(),
             max_frame: settings.max_frame,
             wire: settings.wire.unwrap_or(Wire::Native),
             waiting: AtomicUsize::new(0),
@@ -364,8 +387,8 @@ impl Peer {
     /// The attempt to connect that is under way, or a new one.
     fn connect(self: &Arc<Self>) -> Shared<Attempt> {
         let mut state = lock(&self.state);
-        if let Some(connecting) = state.connecting.as_ref().and_then(WeakShared::upgrade) {
-            return connecting;
+        if let Some((connecting, _)) = &state.connecting {
+            return connecting.clone();
         }
         if let Some(connection) = state.connection.take() {
             if connection.link.is_open() {
@@ -381,12 +404,13 @@ impl Peer {
             peer.connected_with(result)
         });
         let connecting = attempt.shared();
-        state.connecting = connecting.downgrade();
+        let task = Task::spawn(connecting.clone().map(drop));
+        state.connecting = Some((connecting.clone(), task));
         connecting
     }
 
     async fn attempt(&self) -> Result<Arc<Connection>, Failure> {
-        let opening = link::open(&self.host, self.max_frame, self.wire);
+        let opening = link::open(&self.host, self.tls.as_ref(), self.max_frame, self.wire);
         let error = match timeout(CONNECT, opening).await {
             Ok(Ok((link, driver))) => {
                 let task = Task::spawn(driver);
@@ -436,6 +460,7 @@ impl Peer {
     fn take_all(&self) -> Vec<Arc<Connection>> {
         let mut state = lock(&self.state);
         state.closed = true;
+        state.connecting = None;
         let mut connections = std::mem::take(&mut state.leaving);
         connections.extend(state.connection.take());
         connections

@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{io::AsyncWrite, net::TcpStream, time::Instant};
+use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
-    alive::{Alive, Now, Sign},
+    alive::{Alive, Now, Remedy, Sign},
     answer::{Arrived, Caller, Deliveries},
     closing::{Closing, Draining, Parting},
     frame::{self, Frame, Violation},
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::RpcError,
-    transport::{Calls, Delivery, Item, Source},
+    transport::{Calls, Delivery, Item, Source, tls::Stream},
 };
 
 /// How much may be read ahead of the handlers.
@@ -42,7 +42,7 @@ enum Wire {
 /// One connection. Its task, the only one to touch the socket, owns both directions.
 pub(super) struct Connection {
     /// Gone when the connection is lost.
-    socket: Option<TcpStream>,
+    socket: Option<Stream>,
     peer: SocketAddr,
     wire: Wire,
     input: Input,
@@ -72,10 +72,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "cannot switch Nagle's algorithm off");
-        }
+    pub(super) fn new(socket: Stream, peer: SocketAddr, shared: Arc<Shared>) -> Self {
         Self {
             socket: Some(socket),
             peer,
@@ -360,12 +357,15 @@ impl Connection {
             busy: !self.calls.is_empty(),
             // A NestJS application says nothing until it has something to say.
             open: self.wire != Wire::Unknown || self.shared.routes.is_some(),
-            pings: self.wire == Wire::Native,
+            remedy: match self.wire {
+                Wire::Native => Remedy::Ask,
+                Wire::Nest | Wire::Unknown => Remedy::None,
+            },
             partial: self.input.partial(),
             unwritten: self.writing.len(),
         };
         match self.alive.judge(now, &state) {
-            Sign::Quiet => {}
+            Sign::Quiet | Sign::Leave => {}
             Sign::Ping => self.outbox.push(Outgoing::ping),
             Sign::Dead(reason) => return self.give_up(&reason),
         }
@@ -380,7 +380,9 @@ impl Connection {
         {
             self.hang_up();
         }
-        let is_drained = |draining: &Draining| draining.silent || self.wire == Wire::Unknown;
+        // A NestJS application cannot be told to go, so nothing is gained by waiting for it to be
+        // silent: with none of its calls in work it is as well off now as a second later.
+        let is_drained = |draining: &Draining| draining.silent || self.wire != Wire::Native;
         let is_over = self.parting.is_some() || self.draining.as_ref().is_some_and(is_drained);
         // While calls are in work their cancel and credit frames are read, and replies written.
         let is_idle = self.socket.is_none() || (is_over && self.calls.is_empty());

@@ -11,7 +11,7 @@ use super::{
     outbox::Outgoing,
 };
 use crate::{
-    envelope::{Envelope, Headers},
+    envelope::{Envelope, Headers, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PATTERN},
     error::RpcError,
 };
 
@@ -25,12 +25,6 @@ pub(super) const PREFACE: usize = 9;
 /// Nobody may announce less: errors and headers have to fit.
 pub(super) const LEAST_FRAME: usize = 64 * 1024;
 
-/// The longest pattern, in bytes.
-pub(super) const MAX_PATTERN: usize = 1024;
-/// The most headers of one envelope.
-pub(super) const MAX_HEADERS: usize = 128;
-/// The most bytes of all names and values together.
-pub(super) const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// What a frame may hold beside its payload: a payload of `max_frame - OVERHEAD` always fits.
 pub(super) const OVERHEAD: usize = 40 * 1024;
 /// The same for a reply, which has neither pattern nor headers.

@@ -12,13 +12,12 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    alive::{Alive, Now, Sign},
+    alive::{self, Alive, Now, Remedy, Sign},
     frame::{self, Frame, Violation},
     input::Input,
     outbox::{Outbox, Outgoing, Refused},
@@ -28,8 +27,12 @@ use crate::{
     transport::{
         Control, Error, ErrorKind, Expect, Pending, Wire,
         nest::{self, Answer, CallIds},
+        tls::{self, Connector, Stream},
     },
 };
+
+/// How the answer of a server begins that expects a TLS handshake.
+const TLS_ALERT: u8 = 0x15;
 
 /// What callers and the connection's task share.
 pub(super) struct Link {
@@ -145,14 +148,15 @@ impl fmt::Debug for Link {
 /// Connects and greets. The second half has to be run for the first to work.
 pub(super) async fn open(
     host: &str,
+    tls: Option<&Connector>,
     max_frame: usize,
     wire: Wire,
 ) -> Result<(Arc<Link>, impl Future<Output = ()> + Send + use<>), Error> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Connect, format!("connect to tcp://{host}")).with_source(error)
     };
-    let mut socket = TcpStream::connect(host).await.map_err(failed)?;
-    socket.set_nodelay(true).map_err(failed)?;
+    let mut socket = tls::connect(host, tls).await.map_err(failed)?;
+    alive::set_up(socket.socket()).map_err(failed)?;
     // NestJS neither greets nor says what it accepts.
     let (ids, most) = match wire {
         Wire::Native => (None, greet(&mut socket, host, max_frame).await?),
@@ -182,8 +186,13 @@ pub(super) async fn open(
     Ok((link, driver))
 }
 
+fn speaks_tls(host: &str) -> Error {
+    let what = format!("the server at tcp://{host} speaks TLS: ask for it with tls=on");
+    Error::new(ErrorKind::Protocol, what)
+}
+
 /// Exchanges prefaces; returns the largest frame that both sides accept.
-async fn greet(socket: &mut TcpStream, host: &str, max_frame: usize) -> Result<usize, Error> {
+async fn greet(socket: &mut Stream, host: &str, max_frame: usize) -> Result<usize, Error> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Connect, format!("connect to tcp://{host}")).with_source(error)
     };
@@ -191,8 +200,15 @@ async fn greet(socket: &mut TcpStream, host: &str, max_frame: usize) -> Result<u
         .write_all(&frame::preface(max_frame))
         .await
         .map_err(failed)?;
+    // What was written may still be in the hands of TLS.
+    socket.flush().await.map_err(failed)?;
     let mut preface = [0; frame::PREFACE];
-    socket.read_exact(&mut preface).await.map_err(failed)?;
+    if let Err(error) = socket.read_exact(&mut preface).await {
+        return Err(match preface[0] {
+            TLS_ALERT => speaks_tls(host),
+            _ => failed(error),
+        });
+    }
     let (version, peer_max_frame) = frame::read_preface(&preface)
         .and_then(|preface| match preface {
             (frame::VERSION, max_frame) => Ok((frame::VERSION, max_frame)),
@@ -210,7 +226,7 @@ async fn greet(socket: &mut TcpStream, host: &str, max_frame: usize) -> Result<u
 
 /// Owns the socket: reads replies, writes what callers have queued.
 struct Driver {
-    socket: TcpStream,
+    socket: Stream,
     input: Input,
     writing: Outgoing,
     link: Arc<Link>,
@@ -277,13 +293,17 @@ impl Driver {
             let state = Now {
                 busy: !self.link.pending.is_empty(),
                 open: true,
-                pings: self.link.ids.is_none(),
+                remedy: match self.link.ids {
+                    None => Remedy::Ask,
+                    Some(_) => Remedy::Leave,
+                },
                 partial: self.input.partial(),
                 unwritten: self.writing.len(),
             };
             match self.alive.judge(now, &state) {
                 Sign::Quiet => {}
                 Sign::Ping => self.link.outbox.push(Outgoing::ping),
+                Sign::Leave => self.leave(),
                 Sign::Dead(reason) => return Poll::Ready(End::Dead(reason)),
             }
             self.input.shrink();
@@ -296,6 +316,18 @@ impl Driver {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// The calls that wait go on waiting here; later ones connect anew.
+    fn leave(&self) {
+        if self.link.is_open() {
+            let host = &self.link.host;
+            tracing::warn!(
+                host,
+                "nothing is answered on a TCP connection: later calls use another"
+            );
+            self.link.outbox.drain(|_| {});
+        }
     }
 
     /// Reads what is there and hands it to the callers.

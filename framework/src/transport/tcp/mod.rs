@@ -15,6 +15,7 @@ mod connection;
 #[cfg(any(test, fuzzing))]
 pub(super) mod feed;
 mod frame;
+mod handshakes;
 mod input;
 mod link;
 mod outbox;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use self::{client::TcpClient, server::TcpServer};
 use super::{
     Address, Capabilities, ClientTransport, Error, ErrorKind, Order, Scheme, ServerTransport, Wire,
+    tls::{Acceptor, Connector},
 };
 use crate::contract::Guarantee;
 
@@ -37,13 +39,15 @@ pub(super) const SCHEME: Scheme = Scheme {
     server: |address| {
         Box::pin(async move {
             let settings = Settings::server(&address)?;
-            Ok(Arc::new(TcpServer::new(settings)) as Arc<dyn ServerTransport>)
+            let server = TcpServer::new(settings, Acceptor::of(&address)?);
+            Ok(Arc::new(server) as Arc<dyn ServerTransport>)
         })
     },
     client: |address, _| {
         Box::pin(async move {
             let settings = Settings::client(&address)?;
-            Ok(Arc::new(TcpClient::new(settings)) as Arc<dyn ClientTransport>)
+            let client = TcpClient::new(settings, Connector::of(&address)?.as_ref());
+            Ok(Arc::new(client) as Arc<dyn ClientTransport>)
         })
     },
     dead_letters: None,
@@ -83,6 +87,12 @@ impl Settings {
         let hosts = address.hosts(DEFAULT_PORT);
         if hosts.is_empty() {
             return config("names no host");
+        }
+        if address.user().is_some() {
+            return config(
+                "there are no user names on TCP; a server that has to know its clients asks for their \
+                 certificates: client_ca=FILE on its side, cert=FILE and key=FILE on theirs",
+            );
         }
         let wire = match address.option("wire") {
             None => None,
@@ -176,6 +186,8 @@ mod tests {
             "tcp://h?wire=",
             "tcp://h?max_frame=1",
             "tcp://h?max_frame=x",
+            "tcp://ada@h",
+            "tcp://ada:secret@h",
         ] {
             assert_eq!(
                 settings(url).unwrap_err().kind(),

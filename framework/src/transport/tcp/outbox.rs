@@ -308,7 +308,8 @@ impl Outbox {
             drop(state);
             ready!(written)?;
             if writing.is_empty() {
-                return Poll::Ready(Ok(()));
+                // TLS may hold back some of it.
+                return socket.as_mut().poll_flush(cx);
             }
         }
     }
@@ -369,6 +370,22 @@ mod tests {
         tokio::join!(write, async { read.await.unwrap() });
         assert_eq!(received, expected);
         assert_eq!(lock(&outbox.state).backlog(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_holds_back_is_flushed() {
+        let outbox = Outbox::default();
+        outbox.push(append(b"x"));
+        let (near, mut far) = tokio::io::duplex(1000);
+        let mut near = tokio::io::BufWriter::new(near);
+        let mut writing = Outgoing::default();
+        poll_fn(|cx| outbox.poll_flush(cx, &mut writing, Pin::new(&mut near)))
+            .await
+            .unwrap();
+        let mut received = [0; 10];
+        let read = tokio::io::AsyncReadExt::read(&mut far, &mut received);
+        let read = futures_util::FutureExt::now_or_never(read);
+        assert!(read.expect("it is there").unwrap() > 0);
     }
 
     #[tokio::test]

@@ -177,6 +177,7 @@ mod tests {
     use bytes::BytesMut;
 
     use super::{super::text::Decoder, *};
+    use crate::envelope::{MAX_HEADERS, MAX_PATTERN};
 
     fn written(write: impl FnOnce(&mut Outgoing)) -> Vec<u8> {
         let mut outgoing = Outgoing::default();
@@ -228,8 +229,8 @@ mod tests {
 
     #[test]
     fn an_envelope_that_passes_fits_beside_the_largest_payload() {
-        let mut widest = Envelope::new("\u{1}".repeat(frame::MAX_PATTERN), "1");
-        for number in 0..frame::MAX_HEADERS {
+        let mut widest = Envelope::new("\u{1}".repeat(MAX_PATTERN), "1");
+        for number in 0..MAX_HEADERS {
             widest
                 .headers
                 .insert(format!("{number:03}"), "\u{1}".repeat(41));
@@ -243,6 +244,6 @@ mod tests {
         );
         widest.headers.set("000", "\u{1}".repeat(200));
         assert!(check(&widest).is_err());
-        assert!(check(&Envelope::new("p".repeat(frame::MAX_PATTERN + 1), "")).is_err());
+        assert!(check(&Envelope::new("p".repeat(MAX_PATTERN + 1), "")).is_err());
     }
 }

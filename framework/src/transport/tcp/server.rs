@@ -16,9 +16,13 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{NAME, Settings, connection::Connection, shared::Shared};
+use super::{
+    NAME, Settings, alive, connection::Connection, handshakes::Handshakes, shared::Shared,
+};
 use crate::transport::{
-    Capabilities, Error, ErrorKind, ServerTransport, Source, Sources, Subscription, pending::lock,
+    Capabilities, Error, ErrorKind, ServerTransport, Source, Sources, Subscription,
+    pending::lock,
+    tls::{Acceptor, Stream as Socket},
 };
 
 /// After a failed `accept`, as when there are no file descriptors left.
@@ -27,6 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A TCP listener, or several.
 pub(super) struct TcpServer {
     settings: Settings,
+    tls: Option<Acceptor>,
     listening: Arc<Mutex<Listening>>,
     bound: OnceLock<Vec<SocketAddr>>,
 }
@@ -38,9 +43,10 @@ struct Listening {
 }
 
 impl TcpServer {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, tls: Option<Acceptor>) -> Self {
         Self {
             settings,
+            tls,
             listening: Arc::default(),
             bound: OnceLock::new(),
         }
@@ -80,17 +86,25 @@ impl ServerTransport for TcpServer {
         Ok(Box::pin(Accepting {
             listening,
             pause: None,
+            failing: false,
+            handshakes: self.tls.clone().map(Handshakes::new),
             shared: Arc::new(shared),
         }))
     }
 
     fn local_url(&self) -> Option<String> {
         let bound: Vec<_> = self.bound.get()?.iter().map(ToString::to_string).collect();
-        let query = match self.settings.max_frame {
-            super::DEFAULT_MAX_FRAME => String::new(),
-            other => format!("?max_frame={other}"),
-        };
-        Some(format!("tcp://{}{query}", bound.join(",")))
+        let mut options = Vec::new();
+        if self.settings.max_frame != super::DEFAULT_MAX_FRAME {
+            options.push(format!("max_frame={}", self.settings.max_frame));
+        }
+        // Whom to trust is for the client to know.
+        if self.tls.is_some() {
+            options.push("tls=on".to_owned());
+        }
+        let query = if options.is_empty() { "" } else { "?" };
+        let (bound, options) = (bound.join(","), options.join("&"));
+        Some(format!("tcp://{bound}{query}{options}"))
     }
 
     async fn close(&self) {
@@ -106,6 +120,10 @@ impl ServerTransport for TcpServer {
 struct Accepting {
     listening: Arc<Mutex<Listening>>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// The last attempt failed, which has been said.
+    failing: bool,
+    /// Where TLS is spoken.
+    handshakes: Option<Handshakes>,
     shared: Arc<Shared>,
 }
 
@@ -114,19 +132,33 @@ impl Stream for Accepting {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
+            let this = &mut *self;
+            if let Some(handshakes) = &mut this.handshakes {
+                if let Poll::Ready((stream, peer)) = handshakes.poll_done(cx) {
+                    return Poll::Ready(Some(this.source(stream, peer)));
+                }
+                ready!(handshakes.poll_room(cx));
             }
-            match ready!(self.poll_accept(cx)) {
+            if let Some(pause) = &mut this.pause {
+                ready!(pause.as_mut().poll(cx));
+                this.pause = None;
+            }
+            match ready!(this.poll_accept(cx)) {
                 None => return Poll::Ready(None),
                 Some(Ok((socket, peer))) => {
-                    let connection = Connection::new(socket, peer, Arc::clone(&self.shared));
-                    return Poll::Ready(Some(Box::new(connection)));
+                    this.failing = false;
+                    match &mut this.handshakes {
+                        None => {
+                            return Poll::Ready(Some(this.source(Socket::Plain(socket), peer)));
+                        }
+                        Some(handshakes) => handshakes.start(socket, peer),
+                    }
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "cannot accept a TCP connection");
-                    self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
+                    if !std::mem::replace(&mut this.failing, true) {
+                        tracing::warn!(%error, "cannot accept a TCP connection, trying again");
+                    }
+                    this.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
             }
         }
@@ -136,6 +168,10 @@ impl Stream for Accepting {
 type Accepted = io::Result<(TcpStream, SocketAddr)>;
 
 impl Accepting {
+    fn source(&self, socket: Socket, peer: SocketAddr) -> Box<dyn Source> {
+        Box::new(Connection::new(socket, peer, Arc::clone(&self.shared)))
+    }
+
     fn poll_accept(&self, cx: &mut task::Context<'_>) -> Poll<Option<Accepted>> {
         let mut listening = lock(&self.listening);
         if listening.listeners.is_empty() {
@@ -144,6 +180,11 @@ impl Accepting {
         listening.waker = Some(cx.waker().clone());
         for listener in &listening.listeners {
             if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                if let Ok((socket, peer)) = &accepted
+                    && let Err(error) = alive::set_up(socket)
+                {
+                    tracing::debug!(%peer, %error, "cannot set the socket up");
+                }
                 return Poll::Ready(Some(accepted));
             }
         }

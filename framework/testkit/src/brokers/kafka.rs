@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Broker, Kind, Prepared, Unavailable, connect, find_program, free_port, names};
+use super::{
+    Broker, Kind, Link, Prepared, Security, Unavailable, connect, find_program, free_port, names,
+    security,
+};
 use crate::cache;
 
 /// The name of the jars' folder, with the version that the project file asks for.
@@ -22,7 +25,7 @@ const ANSWER_LIMIT: usize = 64 * 1024;
 
 /// A small heap and the first compiler only: ready in two seconds, quick enough for tests and demonstrations.
 const JVM: [&str; 5] = [
-    "-Xmx256m",
+    "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Xshare:auto",
@@ -34,11 +37,11 @@ pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
     let libs = jars()?;
     let folder = &broker.data_dir;
     let properties = folder.join("server.properties");
-    let cluster = configure(broker, &properties).map_err(|error| {
+    let Configured { cluster, door } = configure(broker, &properties).map_err(|error| {
         Kind::Kafka.unavailable(format_args!("write {}: {error}", properties.display()))
     })?;
     if !folder.join("data/meta.properties").exists() {
-        format(&java, &libs, folder, &cluster)?;
+        format(&java, &libs, broker, &cluster)?;
     }
     let mut command = java_command(&java, &libs);
     command
@@ -47,7 +50,7 @@ pub(super) fn prepare(broker: &Broker) -> Result<Prepared, Unavailable> {
         .current_dir(folder);
     Ok(Prepared {
         command,
-        probe: Box::new(move |port, _pid| describes_itself(port, &cluster)),
+        probe: Box::new(move |_, _| describes_itself(door, &cluster)),
     })
 }
 
@@ -86,9 +89,15 @@ fn copy_jars(maven: &Path, scratch: &Path, deadline: Instant) -> io::Result<Path
     Ok(libs)
 }
 
-/// Writes the configuration anew at each start, as the port may have changed, and returns the id of the cluster, which
-/// must not.
-fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
+struct Configured {
+    /// The id of the cluster, which must not change.
+    cluster: String,
+    /// The port that the probe, which speaks neither TLS nor SASL, can ask at.
+    door: u16,
+}
+
+/// Writes the configuration anew at each start, as the port may have changed.
+fn configure(broker: &Broker, path: &Path) -> io::Result<Configured> {
     let folder = &broker.data_dir;
     let id_file = folder.join("cluster.id");
     let cluster = match fs::read_to_string(&id_file) {
@@ -102,9 +111,33 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
     };
     let port = broker.port;
     let controller = free_port()?;
+    // Who comes through a proxy is sent there again, and everybody else is not.
+    let (link, link_advertised, link_protocol) = match broker.link {
+        Some(Link { proxy, port }) => (
+            format!(",LINK://127.0.0.1:{port}"),
+            format!(",LINK://127.0.0.1:{proxy}"),
+            match broker.security {
+                None => ",LINK:PLAINTEXT",
+                Some(_) => ",LINK:SASL_SSL",
+            },
+        ),
+        None => (String::new(), String::new(), ""),
+    };
     let data = folder.join("data");
     // Properties files read a backslash as an escape.
     let data = data.display().to_string().replace('\\', "\\\\");
+    let more = broker.properties.join("\n");
+    let door = match &broker.security {
+        None => port,
+        Some(_) => free_port()?,
+    };
+    let (secure, secure_listener) = match &broker.security {
+        None => (String::new(), String::new()),
+        Some(security) => (
+            secure(folder, security)?,
+            format!("SASL_SSL://127.0.0.1:{port},"),
+        ),
+    };
     fs::write(
         path,
         format!(
@@ -112,9 +145,11 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
              node.id=1\n\
              controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n\
              controller.listener.names=CONTROLLER\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listeners={secure_listener}PLAINTEXT://127.0.0.1:{door},CONTROLLER://127.0.0.1:{controller}{link}\n\
+             advertised.listeners={secure_listener}PLAINTEXT://127.0.0.1:{door},CONTROLLER://127.0.0.1:{controller}{link_advertised}\n\
+             inter.broker.listener.name=PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL{link_protocol}\n\
+             {secure}\
              log.dirs={data}\n\
              # One node: nothing is replicated.\n\
              default.replication.factor=1\n\
@@ -132,11 +167,47 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<String> {
              # Back in three seconds after a kill; with the defaults the controller waits out the old session.\n\
              broker.session.timeout.ms=1500\n\
              broker.heartbeat.interval.ms=300\n\
+             # 128 MiB of the heap by default, and with the partitions of all tests there is none left.\n\
+             log.cleaner.dedupe.buffer.size=8388608\n\
              # A mistyped topic is an error. nestling creates the topics it needs.\n\
-             auto.create.topics.enable=false\n"
+             auto.create.topics.enable=false\n\
+             {more}\n"
         ),
     )?;
-    Ok(cluster)
+    Ok(Configured { cluster, door })
+}
+
+/// The lines for the listener of those who have to prove themselves. Its store is certificate and key in one file.
+fn secure(folder: &Path, security: &Security) -> io::Result<String> {
+    let store = folder.join("store.pem");
+    let Security {
+        certificate,
+        key,
+        user,
+        password,
+        ..
+    } = security;
+    fs::write(&store, format!("{key}{certificate}"))?;
+    let (store, trusted) = (store.display(), security::authority(folder));
+    let trusted = trusted.display();
+    let module = "org.apache.kafka.common.security";
+    let mut lines = format!(
+        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+         ssl.client.auth=required\n\
+         ssl.keystore.type=PEM\n\
+         ssl.keystore.location={store}\n\
+         ssl.truststore.type=PEM\n\
+         ssl.truststore.location={trusted}\n"
+    );
+    for listener in ["sasl_ssl", "link"] {
+        let listener = format!("listener.name.{listener}");
+        lines += &format!(
+            "{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{user}=\"{password}\";\n\
+             {listener}.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+             {listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n"
+        );
+    }
+    Ok(lines)
 }
 
 /// Kafka's form of an id: 16 bytes as 22 characters of URL-safe base64, the last of which has only two bits. A leading
@@ -155,13 +226,20 @@ fn cluster_id() -> String {
     id
 }
 
-fn format(java: &Path, libs: &Path, folder: &Path, cluster: &str) -> Result<(), Unavailable> {
+fn format(java: &Path, libs: &Path, broker: &Broker, cluster: &str) -> Result<(), Unavailable> {
+    let folder = &broker.data_dir;
     let mut command = java_command(java, libs);
     command
         .args(["kafka.tools.StorageTool", "format", "--standalone"])
         .args(["-t", cluster, "-c"])
         .arg(folder.join("server.properties"))
         .current_dir(folder);
+    if let Some(Security { user, password, .. }) = &broker.security {
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let user = format!("{mechanism}=[name={user},password={password}]");
+            command.args(["--add-scram", &user]);
+        }
+    }
     let deadline = Instant::now() + FORMAT_LIMIT;
     cache::run(&mut command, &folder.join("format.log"), deadline)
         .map_err(|error| Kind::Kafka.unavailable(format_args!("format its storage: {error}")))

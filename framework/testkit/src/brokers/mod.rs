@@ -4,6 +4,7 @@ mod kafka;
 mod names;
 mod nats;
 mod redis;
+mod security;
 
 use std::{
     env,
@@ -25,6 +26,7 @@ use crate::Process;
 
 pub use kafka::jars as kafka_jars;
 pub use names::unique;
+pub use security::Security;
 
 /// How often a free port is looked for anew when somebody else was quicker to take it.
 const PORT_ATTEMPTS: usize = 5;
@@ -165,6 +167,13 @@ pub struct Options {
     /// Whether nothing that passes through is written to disk, where the broker leaves the choice (Redis): for what
     /// must not be kept, such as card numbers on their way.
     pub volatile: bool,
+    /// The port of a proxy on 127.0.0.1 that leads to the broker's [`link_port`](Broker::link_port). A broker that tells
+    /// its clients where it is (Kafka) sends those who came that way back the same way.
+    pub link: Option<u16>,
+    /// Further lines of the broker's configuration, for Kafka.
+    pub properties: Vec<String>,
+    /// Who is let in, and by what certificates they know each other. `None` is everybody, without TLS.
+    pub security: Option<Security>,
 }
 
 /// A running broker of one's own. Dropping it ends it.
@@ -175,7 +184,18 @@ pub struct Broker {
     data_dir: PathBuf,
     throw_away: bool,
     volatile: bool,
+    link: Option<Link>,
+    properties: Vec<String>,
+    security: Option<Security>,
     process: Option<Process>,
+}
+
+/// A way to a broker that leads through a proxy.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    proxy: u16,
+    /// Where the broker listens for what comes from there.
+    port: u16,
 }
 
 impl Broker {
@@ -203,8 +223,17 @@ impl Broker {
             data_dir,
             throw_away,
             volatile: options.volatile,
+            link: None,
+            properties: options.properties,
+            security: options.security,
             process: None,
         };
+        if let Some(security) = &broker.security {
+            security.write(&broker.data_dir).map_err(|error| {
+                let folder = broker.data_dir.display();
+                kind.unavailable(format_args!("write certificates to {folder}: {error}"))
+            })?;
+        }
         let mut attempts = match options.port {
             Some(_) => 1,
             None => PORT_ATTEMPTS,
@@ -216,6 +245,10 @@ impl Broker {
                     .map_err(|error| kind.unavailable(format_args!("find a free port: {error}")))?,
             };
             attempts -= 1;
+            broker.link = options
+                .link
+                .map(|proxy| broker.link_by(proxy))
+                .transpose()?;
             match broker.launch() {
                 Ok(()) => return Ok(broker),
                 Err(Failure::Port(_)) if attempts > 0 => {}
@@ -230,16 +263,43 @@ impl Broker {
         self.kind
     }
 
-    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`.
+    /// The address in the form that nestling's transports take, such as `nats://127.0.0.1:4222`, with all that is needed
+    /// to be let in.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.kind, self.port)
+        let Self { kind, port, .. } = self;
+        match &self.security {
+            None => format!("{kind}://127.0.0.1:{port}"),
+            Some(security) => {
+                let Security { user, password, .. } = security;
+                let options = security.client_options(&self.data_dir);
+                format!("{kind}://{user}:{password}@127.0.0.1:{port}?{options}")
+            }
+        }
     }
 
     /// The port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port on 127.0.0.1 that a proxy has to lead to, if the broker was told of one: another than
+    /// [`port`](Self::port) where connections that come that way are answered differently.
+    #[must_use]
+    pub fn link_port(&self) -> u16 {
+        self.link.map_or(self.port, |link| link.port)
+    }
+
+    fn link_by(&self, proxy: u16) -> Result<Link, Unavailable> {
+        let port = match self.kind {
+            Kind::Nats | Kind::Redis => self.port,
+            Kind::Kafka => free_port().map_err(|error| {
+                self.kind
+                    .unavailable(format_args!("find a free port: {error}"))
+            })?,
+        };
+        Ok(Link { proxy, port })
     }
 
     /// The folder of data and log.
@@ -280,6 +340,33 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             process.stop(STOP_LIMIT);
         }
+    }
+
+    /// Takes away all that the broker has stored, as a lost disk would; it is killed first. The next
+    /// [`Broker::restart`] is that of a new broker on the same port.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when something cannot be removed.
+    pub fn wipe(&mut self) -> Result<(), Unavailable> {
+        self.kill();
+        let log = self.log();
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.data_dir)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?;
+                } else if path != log {
+                    fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| {
+            let folder = self.data_dir.display();
+            self.kind
+                .unavailable(format_args!("empty {folder}: {error}"))
+        })
     }
 
     /// Starts the broker again on the same port with the same data, stopping it first if it still runs.

@@ -1,100 +1,127 @@
 //! A broker that dies and comes back while everybody is busy.
 
-use std::{env, future::IntoFuture, time::Duration};
+use std::{collections::HashMap, future::IntoFuture};
 
-use futures_util::future::join_all;
-use nestling::{Code, Payload, Router, RpcError};
+use futures_util::{StreamExt, stream};
+use nestling::{Client, Guarantee, Payload, Router, RpcError};
 
 use super::{
     fixture::{Stage, echo},
-    witness::{Gate, Record, eventually, within},
+    load::{TRY, ask, emit, must_pass},
+    witness::{Record, eventually},
 };
-use crate::{Broker, Options};
 
-/// A call in these hard times gives up early, so that the next can try.
-const IMPATIENCE: Duration = Duration::from_secs(2);
-const CALLERS: u64 = 4;
-/// How many calls in all are enough to call it working.
-const ENOUGH: usize = 50;
+/// How many requests there are, and how many events.
+const EACH: u64 = 5_000;
+/// One in so many requests must not run twice.
+const CAREFUL: u64 = 5;
+const KEYS: u64 = 16;
+const AT_ONCE: usize = 64;
 
-/// The broker is killed and started again: calls fail in a way their callers understand, and then server and client go on
-/// by themselves.
-pub async fn a_killed_broker_comes_back_under_load(stage: Stage) {
-    let Some(kind) = stage.broker() else {
+/// The broker is killed when half of five thousand requests and of as many events are through, and started again: server
+/// and client go on by themselves. Whoever may ask again is answered, what must not run twice does not, and no event
+/// that was acknowledged is lost.
+pub async fn a_broker_killed_amid_five_thousand_of_each_comes_back(stage: Stage) {
+    if stage.broker().is_none() {
         eprintln!("off: there is no broker to kill");
         return;
-    };
-    let mut broker = match Broker::start(kind, Options::default()) {
-        Ok(broker) => broker,
-        Err(unavailable) => {
-            let required = env::var("REQUIRE_BROKERS").is_ok_and(|value| value == "1");
-            assert!(!required, "REQUIRE_BROKERS=1, but {unavailable}");
-            eprintln!("skipped: {unavailable}");
-            return;
-        }
+    }
+    let Some(mut broker) = stage.own_broker(None) else {
+        return;
     };
     let stage = stage.moved_to(broker.url());
-    let (ask, happened) = (stage.pattern("ask"), stage.pattern("happened"));
-    let events = Record::new();
-    let react = move |Payload(n): Payload<u64>| async move {
-        events.push(n);
-        Ok::<_, RpcError>(())
+    let load = Load {
+        careless: stage.pattern("careless"),
+        careful: stage.pattern("careful"),
+        happened: stage.pattern("happened"),
+        ran: Record::new(),
+        answered: Record::new(),
+        handled: Record::new(),
+        through: Record::new(),
     };
-    let router = Router::new()
-        .message_with(ask, true, echo::<u64>)
-        .event_with(happened, stage.guarantee(), react);
-    let server = stage.start(router).await;
+    let server = stage.start(load.router(stage.guarantee())).await;
     let client = stage.client(&[&server]).await;
 
-    let (answered, enough) = (Record::new(), Gate::new());
-    let callers = join_all((0..CALLERS).map(|caller| {
-        let client = &client;
-        async move {
-            let mut n = caller;
-            while !enough.is_open() {
-                let call = client
-                    .send_at::<u64>(ask, &n)
-                    .timeout(IMPATIENCE)
-                    .into_future();
-                match within("a call to end", call).await {
-                    Ok(reply) => {
-                        assert_eq!(reply, n);
-                        answered.push(n);
-                    }
-                    Err(error) => {
-                        let expected = [
-                            Code::Unavailable,
-                            Code::DeadlineExceeded,
-                            Code::ResourceExhausted,
-                        ];
-                        assert!(expected.contains(&error.code), "{error:?}");
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
-                n += CALLERS;
-            }
-        }
-    }));
+    let all = stream::iter(0..EACH).for_each_concurrent(AT_ONCE, |n| load.work(&client, n));
     let trouble = async {
-        answered.at_least(ENOUGH).await;
-        client.emit_at(happened, &1).await.unwrap();
-        events.at_least(1).await;
-
-        broker.kill();
-        let restarted = tokio::task::spawn_blocking(move || broker.restart().map(|()| broker));
-        let _broker = restarted
+        load.through.reaches(EACH as usize / 2).await;
+        let restarted = tokio::task::spawn_blocking(move || {
+            broker.kill();
+            broker.restart().map(|()| broker)
+        });
+        restarted
             .await
             .expect("no panic")
-            .expect("the broker starts again");
-        answered.at_least(answered.count() + ENOUGH).await;
-        eventually("the event to arrive", async || {
-            let emitted = client.emit_at(happened, &2).timeout(IMPATIENCE).await;
-            (emitted.is_ok() && events.all().contains(&2)).then_some(())
+            .expect("the broker starts again")
+    };
+    let ((), _broker) = tokio::join!(all, trouble);
+
+    let mut runs = HashMap::new();
+    for n in load.ran.all() {
+        *runs.entry(n).or_insert(0) += 1;
+    }
+    assert!(runs.values().all(|runs| *runs == 1), "some ran twice");
+    let answered = load.answered.all();
+    assert!(answered.iter().all(|n| runs.contains_key(n)));
+    if stage.guarantee() == Guarantee::AtLeastOnce {
+        eventually("all events to be handled", async || {
+            let handled = load.handled.all();
+            let is_missing = |n: &u64| !handled.contains(n);
+            (handled.len() >= EACH as usize && !(0..EACH).any(|n| is_missing(&n))).then_some(())
         })
         .await;
-        enough.open();
-        answered.count()
-    };
-    let (_, answered) = tokio::join!(callers, trouble);
-    assert!(answered >= 2 * ENOUGH);
+    }
+    eventually("another event to arrive", async || {
+        emit(&client, load.happened, 0, EACH).await;
+        load.handled.all().contains(&EACH).then_some(())
+    })
+    .await;
+}
+
+/// What everybody does, and what is known of it.
+struct Load {
+    careless: &'static str,
+    careful: &'static str,
+    happened: &'static str,
+    /// The requests of which each may run once.
+    ran: &'static Record<u64>,
+    answered: &'static Record<u64>,
+    handled: &'static Record<u64>,
+    /// A request and an event each.
+    through: &'static Record<u64>,
+}
+
+impl Load {
+    fn router(&self, guarantee: Guarantee) -> Router {
+        let (ran, handled) = (self.ran, self.handled);
+        let run = move |Payload(n): Payload<u64>| async move {
+            ran.push(n);
+            Ok::<_, RpcError>(n)
+        };
+        let handle = move |Payload((_, n)): Payload<(u64, u64)>| async move {
+            handled.push(n);
+            Ok::<_, RpcError>(())
+        };
+        Router::new()
+            .message_with(self.careless, true, echo::<u64>)
+            .message_at(self.careful, run)
+            .event_with(self.happened, guarantee, handle)
+    }
+
+    async fn work(&self, client: &Client, n: u64) {
+        if n.is_multiple_of(CAREFUL) {
+            let call = client.send_at::<u64>(self.careful, &n).timeout(TRY);
+            match call.into_future().await {
+                Ok(reply) => {
+                    assert_eq!(reply, n, "somebody else's reply");
+                    self.answered.push(n);
+                }
+                Err(error) => must_pass(&error),
+            }
+        } else {
+            ask(client, self.careless, n).await;
+        }
+        emit(client, self.happened, n % KEYS, n).await;
+        self.through.push(n);
+    }
 }

@@ -1,12 +1,21 @@
-//! A server that dies with work in its hands. Dropping [`Running`] is the crash: nothing is drained.
+//! A server that dies with work in its hands. Dropping [`Running`] is the crash: nothing is drained. Where processes can
+//! meet, one is killed as well.
 
-use std::{collections::HashMap, future::IntoFuture, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::IntoFuture,
+    time::Duration,
+};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use nestling::{Code, Payload, Router, RpcError, Running, Server};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use nestling::{
+    Client, Code, Guarantee, Payload, Router, RpcError, Running, Server, transport::Order,
+};
 
 use super::{
+    child::{Child, HELD, Job, Patterns},
     fixture::Stage,
+    load::{ask, emit, must_pass},
     witness::{Gate, Record, eventually, within},
 };
 
@@ -206,4 +215,144 @@ pub async fn a_request_that_is_not_idempotent_never_runs_twice(stage: Stage) {
         "{code}"
     );
     assert_eq!(runs.count(), 1);
+}
+
+/// How many of each job there are; half of them before the process is killed.
+const JOBS: u64 = 60;
+const KEYS: u64 = 4;
+
+/// A process is killed with requests and events in its hands, and another takes over: every event that was acknowledged
+/// is handled, in the order of its key where that is promised, requests that may run twice are answered, and those that
+/// must not do not.
+pub async fn a_killed_process_is_taken_over(stage: Stage) {
+    let patterns = Patterns::of(&stage);
+    let Some(mut child) = Child::start(&stage, patterns).await else {
+        eprintln!("off: there is nothing by which processes meet");
+        return;
+    };
+    let (mine, theirs) = (Record::new(), child.begun);
+    let survive = async || {
+        let router = patterns.router(move |job, n| mine.push((job, n)), false);
+        stage.start_server(stage.server("service", router)).await
+    };
+    // Without a broker a client has to know beforehand where it is.
+    let early = match stage.broker() {
+        Some(_) => None,
+        None => Some(survive().await),
+    };
+    let address = early.as_ref().map_or("", Running::address);
+    let client = stage.client_builder_of(&[&child.address, address]);
+    let client = stage.connect(client).await;
+
+    let repeats = stage.capabilities().redelivers;
+    let first = jobs(&client, patterns, repeats, 0..JOBS / 2);
+    let (second, killed) = (Gate::new(), async {
+        held(theirs, Job::Careless).await;
+        held(theirs, Job::Careful).await;
+        if patterns.guarantee == Guarantee::AtLeastOnce {
+            held(theirs, Job::Event).await;
+        }
+        child.kill();
+    });
+    let then = async {
+        killed.await;
+        second.open();
+        match early {
+            Some(running) => running,
+            None => survive().await,
+        }
+    };
+    let rest = async {
+        second.pass().await;
+        jobs(&client, patterns, repeats, JOBS / 2..JOBS).await
+    };
+    let events = async {
+        for n in 0..JOBS {
+            if n == JOBS / 2 {
+                second.pass().await;
+            }
+            emit(&client, patterns.event, n % KEYS, n).await;
+        }
+    };
+    let (first, rest, (), _survivor) = tokio::join!(first, rest, events, then);
+
+    let begun = || [theirs.all(), mine.all()].concat();
+    let runs = |n: u64| {
+        begun()
+            .iter()
+            .filter(|it| **it == (Job::Careful, n))
+            .count()
+    };
+    for n in 0..JOBS {
+        assert!(runs(n) <= 1, "request {n} ran twice");
+    }
+    for n in [first, rest].concat() {
+        assert_eq!(runs(n), 1, "request {n} was answered");
+    }
+    if patterns.guarantee == Guarantee::BestEffort {
+        return;
+    }
+    let is_held = |n: u64| n.is_multiple_of(HELD);
+    eventually("all events to be handled", async || {
+        let handled = |n| {
+            let done = !is_held(n) && theirs.all().contains(&(Job::Event, n));
+            done || mine.all().contains(&(Job::Event, n))
+        };
+        (0..JOBS).all(handled).then_some(())
+    })
+    .await;
+    if stage.capabilities().order == Order::Key {
+        for key in 0..KEYS {
+            let of_key =
+                |(job, n): &(Job, u64)| (*job == Job::Event && n % KEYS == key).then_some(*n);
+            let mut known = HashSet::new();
+            let mut first_times = begun();
+            first_times.retain(|begun| known.insert(*begun));
+            let order: Vec<_> = first_times.iter().filter_map(of_key).collect();
+            assert!(order.is_sorted(), "key {key} came as {order:?}");
+        }
+    }
+}
+
+/// Waits until the process has something of this kind in its hands.
+async fn held(begun: &Record<(Job, u64)>, what: Job) {
+    eventually("work to be in its hands", async || {
+        let held = begun.count_of(|(job, n)| *job == what && n.is_multiple_of(HELD));
+        (held > 0).then_some(())
+    })
+    .await;
+}
+
+/// Sends these requests, and returns those that must not run twice and were answered. Where a request is given to another
+/// replica by itself, those that may are not sent again.
+async fn jobs(
+    client: &Client,
+    patterns: Patterns,
+    repeats: bool,
+    which: std::ops::Range<u64>,
+) -> Vec<u64> {
+    let careless = join_all(which.clone().map(async |n| match repeats {
+        false => ask(client, patterns.careless, n).await,
+        true => {
+            let call = client
+                .send_at::<u64>(patterns.careless, &n)
+                .timeout(FOR_EVER);
+            assert_eq!(call.await, Ok(n));
+        }
+    }));
+    let careful = join_all(which.map(async |n| {
+        let call = client.send_at::<u64>(patterns.careful, &n);
+        match call.timeout(Duration::from_secs(8)).await {
+            Ok(reply) => {
+                assert_eq!(reply, n, "somebody else's reply");
+                Some(n)
+            }
+            Err(error) => {
+                must_pass(&error);
+                None
+            }
+        }
+    }));
+    let (_, careful) = tokio::join!(careless, careful);
+    careful.into_iter().flatten().collect()
 }

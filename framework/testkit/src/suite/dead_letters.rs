@@ -41,7 +41,7 @@ async fn until(dead: &dyn DeadLetters, service: &str, count: usize) -> Vec<(Stri
 /// The event is kept with its pattern, headers and bytes, and with why and after how many tries.
 pub async fn an_event_that_cannot_pass_is_kept_with_all_it_had(stage: Stage) {
     let pattern = stage.pattern("refused");
-    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, refuse);
+    let router = Router::new().event_with(pattern, stage.guarantee(), refuse);
     let server = stage
         .start_server(retrying(&stage, "service", router))
         .await;
@@ -78,8 +78,8 @@ pub async fn an_event_tried_in_vain_is_kept(stage: Stage) {
     let (pattern, next) = (stage.pattern("failing"), stage.pattern("next"));
     let passed = Gate::new();
     let router = Router::new()
-        .event_with(pattern, Guarantee::AtLeastOnce, fail)
-        .event_with(next, Guarantee::AtLeastOnce, move || async move {
+        .event_with(pattern, stage.guarantee(), fail)
+        .event_with(next, stage.guarantee(), move || async move {
             passed.open();
             Ok::<_, RpcError>(())
         });
@@ -97,7 +97,7 @@ pub async fn an_event_tried_in_vain_is_kept(stage: Stage) {
             .unwrap();
     }
     let all = until(&*dead, &stage.service("service"), 1).await;
-    assert_eq!(all[0].1.rejection.attempts, TRIES);
+    assert_eq!(all[0].1.rejection.attempts, stage.tries(TRIES));
     assert!(all[0].1.rejection.reason.contains("not now"), "{all:?}");
     passed.opened("the event behind it").await;
 }
@@ -120,13 +120,13 @@ pub async fn a_replayed_event_reaches_only_the_handlers_that_failed(stage: Stage
         Ok(())
     };
     let router = Router::new()
-        .event_with(pattern, Guarantee::AtLeastOnce, watch("whole"))
-        .event_with(pattern, Guarantee::AtLeastOnce, broken)
-        .event_with(last, Guarantee::AtLeastOnce, watch("last"));
+        .event_with(pattern, stage.guarantee(), watch("whole"))
+        .event_with(pattern, stage.guarantee(), broken)
+        .event_with(last, stage.guarantee(), watch("last"));
     let one = stage.start_server(retrying(&stage, "one", router)).await;
     let router = Router::new()
-        .event_with(pattern, Guarantee::AtLeastOnce, watch("other"))
-        .event_with(last, Guarantee::AtLeastOnce, watch("last"));
+        .event_with(pattern, stage.guarantee(), watch("other"))
+        .event_with(last, stage.guarantee(), watch("last"));
     let other = stage.start_server(retrying(&stage, "other", router)).await;
     let client = stage.client(&[&one, &other]).await;
     let dead = stage.dead_letters().await;
@@ -175,7 +175,8 @@ pub async fn a_discarded_dead_letter_is_gone(stage: Stage) {
 pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
     let (one, pattern) = refusing(&stage, "one").await;
     let (other, other_pattern) = refusing(&stage, "other").await;
-    let client = stage.client(&[&one, &other]).await;
+    let client = stage.client(&[&one]).await;
+    let other_client = stage.client(&[&other]).await;
     let dead = stage.dead_letters().await;
     for n in 0..5 {
         client
@@ -184,7 +185,7 @@ pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
             .await
             .unwrap();
     }
-    client.emit_at(other_pattern, &7).await.unwrap();
+    other_client.emit_at(other_pattern, &7).await.unwrap();
     let service = stage.service("one");
     let whole = until(&*dead, &service, 5).await;
     let mut pages = Vec::new();
@@ -215,7 +216,7 @@ pub async fn dead_letters_are_listed_page_by_page_and_by_service(stage: Stage) {
 
 async fn refusing(stage: &Stage, service: &str) -> (Running, &'static str) {
     let pattern = stage.pattern(&format!("refused-by-{service}"));
-    let router = Router::new().event_with(pattern, Guarantee::AtLeastOnce, refuse);
+    let router = Router::new().event_with(pattern, stage.guarantee(), refuse);
     let server = stage.start_server(retrying(stage, service, router)).await;
     (server, pattern)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nestling::{Client, Code, Context, Payload, Router, RpcError, transport::Order};
+use nestling::{Client, Code, Context, Payload, Router, RpcError};
 use tokio::task::yield_now;
 
 use super::{
@@ -116,6 +116,15 @@ pub async fn two_services_each_see_every_event_once(stage: Stage) {
 /// Events about one thing are handled one after the other, in the order they were emitted, whichever replica does it and
 /// however long each takes.
 pub async fn events_with_one_key_keep_their_order(stage: Stage) {
+    in_order_of_their_key(stage, 2).await;
+}
+
+/// So they are where one replica gets them all.
+pub async fn events_with_one_key_keep_their_order_in_a_replica(stage: Stage) {
+    in_order_of_their_key(stage, 1).await;
+}
+
+async fn in_order_of_their_key(stage: Stage, replicas: usize) {
     const KEYS: usize = 5;
     const EVENTS: usize = 100;
 
@@ -129,10 +138,6 @@ pub async fn events_with_one_key_keep_their_order(stage: Stage) {
         Ok::<_, RpcError>(())
     };
     let router = Router::new().event_with(pattern, stage.guarantee(), handler);
-    let replicas = match stage.capabilities().order {
-        Order::Key => 2,
-        _ => 1,
-    };
     let mut servers = Vec::new();
     for _ in 0..replicas {
         let server = stage.server("service", router.clone());

@@ -1,24 +1,28 @@
 //! Where a transport under test is, and the place in it that is one case's own.
 
 use std::{
-    fmt,
+    fmt, fs,
     future::Future,
+    path::Path,
     sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
 use nestling::{
     Builder, Client, Endpoint, Guarantee, Payload, Router, RpcError, Running, Server,
+    sqlite::{self, DeadLetterTable},
     transport::{Capabilities, DeadLetters, Memory},
 };
 use tokio::runtime::{self, Runtime};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{needs::Need, witness::within};
-use crate::{Kind, broker_or_skip, unique};
+use crate::{
+    Authority, Broker, Kind, Options, Security, Unavailable, broker_or_skip, or_skip, unique,
+};
 
 /// How long a case may take as a whole.
-const CASE_LIMIT: Duration = Duration::from_secs(120);
+const CASE_LIMIT: Duration = Duration::from_secs(300);
 /// How long a call of a case may take, unless the case is about that.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -26,8 +30,11 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Fixture {
     place: Place,
-    calling: &'static str,
+    /// Ends with the fixture.
+    _broker: Option<Broker>,
+    calling: String,
     serving: Option<Guarantee>,
+    keeping: bool,
     capabilities: OnceLock<Capabilities>,
 }
 
@@ -42,6 +49,8 @@ enum Place {
         url: String,
         scheme: Option<&'static str>,
         options: String,
+        /// Of a broker that is not for everybody.
+        security: Option<Security>,
     },
 }
 
@@ -68,8 +77,10 @@ impl Fixture {
     fn new(place: Place) -> Option<Self> {
         Some(Self {
             place,
-            calling: "",
+            _broker: None,
+            calling: String::new(),
             serving: None,
+            keeping: false,
             capabilities: OnceLock::new(),
         })
     }
@@ -93,13 +104,47 @@ impl Fixture {
             url,
             scheme: None,
             options: options.to_owned(),
+            security: None,
         })
+    }
+
+    /// The same over a broker of its own, that speaks TLS, wants to see certificates, and asks for name and password.
+    pub fn secure_broker(kind: Kind, options: &str) -> Option<Self> {
+        let security = security();
+        let broker = or_skip(start_broker(kind, Some(security.clone()), None))?;
+        let fixture = Self::new(Place::Broker {
+            kind,
+            url: broker.url(),
+            scheme: None,
+            options: options.to_owned(),
+            security: Some(security),
+        })?;
+        Some(Self {
+            _broker: Some(broker),
+            ..fixture
+        })
+    }
+
+    /// As [`Fixture::peer`], with TLS and certificates on both sides, which are kept in `folder`.
+    ///
+    /// # Panics
+    ///
+    /// When the folder cannot be written to.
+    pub fn secure_peer(url: &str, folder: &Path) -> Option<Self> {
+        let security = security();
+        let folder = folder.join(unique("certificates"));
+        fs::create_dir_all(&folder).expect("the folder can be made");
+        security
+            .write(&folder)
+            .expect("the folder can be written to");
+        let fixture = Self::peer(with_options(url, &security.server_options(&folder)))?;
+        Some(fixture.calling(security.client_options(&folder)))
     }
 
     /// The same with these options behind the `?` of the clients' URLs only.
     #[must_use]
-    pub fn calling(mut self, options: &'static str) -> Self {
-        self.calling = options;
+    pub fn calling(mut self, options: impl Into<String>) -> Self {
+        self.calling = options.into();
         self
     }
 
@@ -108,6 +153,13 @@ impl Fixture {
     #[must_use]
     pub fn serving(mut self, guarantee: Guarantee) -> Self {
         self.serving = Some(guarantee);
+        self
+    }
+
+    /// Servers keep what they give up in a table, as the transport does not: cases about dead letters find them there.
+    #[must_use]
+    pub fn keeping(mut self) -> Self {
+        self.keeping = true;
         self
     }
 
@@ -141,16 +193,23 @@ impl Fixture {
 
     async fn stage(&self, case: &str) -> Stage {
         let capabilities = self.probed().await;
-        self.stage_with(case, Some(capabilities))
+        let mut stage = self.stage_with(case, Some(capabilities));
+        if self.keeping {
+            let pool = sqlite::open_in_memory().await.expect("SQLite is there");
+            let table = DeadLetterTable::open(pool).await;
+            stage.table = Some(table.expect("a table is made"));
+        }
+        stage
     }
 
     fn stage_with(&self, case: &str, capabilities: Option<Capabilities>) -> Stage {
         Stage {
             prefix: unique(&case.replace('_', "-")),
             place: self.place.clone(),
-            calling: self.calling,
+            calling: self.calling.clone(),
             serving: self.serving,
             hub: Memory::new(),
+            table: None,
             capabilities,
         }
     }
@@ -174,7 +233,8 @@ pub fn run<F: Future<Output = ()>>(
     let runtime = runtime();
     runtime.block_on(async {
         let stage = fixture.stage(case).await;
-        let capabilities = stage.capabilities();
+        let mut capabilities = stage.capabilities();
+        capabilities.dead_letters |= stage.table.is_some();
         if let Some((lacks, _)) = needs.iter().find(|(_, has)| !has(&capabilities)) {
             eprintln!("off: the transport does not declare `{lacks}`");
             return;
@@ -206,12 +266,14 @@ fn log() {
 }
 
 /// One case's own place in a transport: nobody else uses its names.
+#[derive(Clone)]
 pub struct Stage {
     prefix: String,
     place: Place,
-    calling: &'static str,
+    calling: String,
     serving: Option<Guarantee>,
     hub: Memory,
+    table: Option<DeadLetterTable>,
     capabilities: Option<Capabilities>,
 }
 
@@ -252,6 +314,37 @@ impl Stage {
         }
     }
 
+    /// Another broker of the same kind, reached by a proxy on this port as well if there is one; `None` if there is no
+    /// broker to be had.
+    pub fn own_broker(&self, link: Option<u16>) -> Option<Broker> {
+        match &self.place {
+            Place::Broker { kind, security, .. } => {
+                or_skip(start_broker(*kind, security.clone(), link))
+            }
+            Place::Memory | Place::Peer(_) => None,
+        }
+    }
+
+    /// Whether messages travel over connections, which can fail.
+    pub fn has_links(&self) -> bool {
+        !matches!(self.place, Place::Memory)
+    }
+
+    /// Whether somebody notices that the other end of a connection is silent and will stay so. NestJS's wire on TCP has
+    /// no word for the question, so that a peer who takes his time looks the same.
+    pub fn asks_whether_peers_live(&self) -> bool {
+        !(matches!(self.place, Place::Peer(_)) && self.calling.contains("wire=nest"))
+    }
+
+    /// The URL by which another process serves here; `None` where there is no such thing.
+    pub(super) fn url(&self) -> Option<String> {
+        match &self.place {
+            Place::Memory => None,
+            Place::Peer(url) => Some(url.clone()),
+            Place::Broker { .. } => Some(self.place.broker_url()),
+        }
+    }
+
     /// The same names on another broker of the same kind.
     #[must_use]
     pub fn moved_to(mut self, other: String) -> Self {
@@ -282,6 +375,9 @@ impl Stage {
 
     /// What services have given up.
     pub async fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        if let Some(table) = &self.table {
+            return Arc::new(table.clone());
+        }
         let endpoint = self.endpoint();
         within("dead letters to open", endpoint.dead_letters())
             .await
@@ -290,13 +386,22 @@ impl Stage {
 
     /// A server that listens on the transport.
     pub fn server(&self, service: &str, router: Router) -> Server {
-        Server::new(self.service(service), router).listen(self.endpoint())
+        let server = Server::new(self.service(service), router).listen(self.endpoint());
+        match &self.table {
+            Some(table) => server.dead_letters(table.clone()),
+            None => server,
+        }
     }
 
     /// A server that listens where `earlier` did.
     pub fn server_again(&self, service: &str, router: Router, earlier: &str) -> Server {
         match &self.place {
-            Place::Peer(_) => Server::new(self.service(service), router).listen(earlier),
+            Place::Peer(url) => {
+                let options = url.split_once('?').map_or("", |(_, options)| options);
+                let address = earlier.split('?').next().unwrap_or(earlier);
+                let url = with_options(address, options);
+                Server::new(self.service(service), router).listen(url)
+            }
             Place::Memory | Place::Broker { .. } => self.server(service, router),
         }
     }
@@ -327,14 +432,25 @@ impl Stage {
 
     /// A client about to be made.
     pub fn client_builder(&self, servers: &[&Running]) -> Builder {
+        let addresses: Vec<_> = servers.iter().map(|server| server.address()).collect();
+        self.client_builder_of(&addresses)
+    }
+
+    /// The same for servers at these addresses.
+    pub fn client_builder_of(&self, addresses: &[&str]) -> Builder {
         let url = match &self.place {
-            Place::Peer(_) => joined(servers),
+            Place::Peer(_) => joined(addresses),
             Place::Broker { .. } => self.place.broker_url(),
             Place::Memory => String::new(),
         };
+        self.client_builder_at(&url)
+    }
+
+    /// A client about to be made that calls at this address.
+    pub fn client_builder_at(&self, url: &str) -> Builder {
         let endpoint: Endpoint = match &self.place {
             Place::Memory => (&self.hub).into(),
-            Place::Peer(_) | Place::Broker { .. } => with_options(&url, self.calling).into(),
+            Place::Peer(_) | Place::Broker { .. } => with_options(url, &self.calling).into(),
         };
         // One name for all cases: a broker may keep something for each service that calls.
         Client::builder(endpoint)
@@ -359,18 +475,35 @@ fn with_options(url: &str, options: &str) -> String {
     }
 }
 
-/// `scheme://one` and `scheme://two` as `scheme://one,two`.
-fn joined(servers: &[&Running]) -> String {
-    let mut url = servers[0].address().to_owned();
-    for server in &servers[1..] {
-        let (_, host) = server
-            .address()
-            .split_once("://")
-            .expect("an address is a URL");
+/// `scheme://one?a=b` and `scheme://two?a=b` as `scheme://one,two?a=b`.
+fn joined(addresses: &[&str]) -> String {
+    let (first, options) = addresses[0].split_once('?').unwrap_or((addresses[0], ""));
+    let mut url = first.to_owned();
+    for address in &addresses[1..] {
+        let (_, host) = address.split_once("://").expect("an address is a URL");
         url.push(',');
-        url.push_str(host);
+        url.push_str(host.split('?').next().unwrap_or(host));
     }
-    url
+    with_options(&url, options)
+}
+
+fn start_broker(
+    kind: Kind,
+    security: Option<Security>,
+    link: Option<u16>,
+) -> Result<Broker, Unavailable> {
+    let options = Options {
+        security,
+        link,
+        ..Options::default()
+    };
+    Broker::start(kind, options)
+}
+
+fn security() -> Security {
+    let made =
+        Authority::new().and_then(|authority| authority.security(&unique("pass").replace('-', "")));
+    made.expect("certificates can be made")
 }
 
 /// Answers with what it was sent.

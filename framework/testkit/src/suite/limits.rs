@@ -3,7 +3,9 @@
 use std::future::IntoFuture;
 
 use futures_util::{StreamExt, stream, stream::FuturesUnordered};
-use nestling::{Code, Payload, Router, RpcError, Streaming};
+use nestling::{
+    Code, Context, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PATTERN, Payload, Router, RpcError, Streaming,
+};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -137,4 +139,55 @@ pub async fn no_more_than_the_limit_is_in_work(stage: Stage) {
     replies.sort_unstable();
     assert_eq!(replies, (0..CALLS).collect::<Vec<_>>());
     assert_eq!(crowd.most(), LIMIT);
+}
+
+/// Headers and patterns have their limits too, and whoever sends knows them first.
+pub async fn a_pattern_or_headers_without_measure_are_refused_and_the_next_passes(stage: Stage) {
+    let pattern = stage.pattern("echo");
+    let server = stage
+        .start(Router::new().message_at(pattern, echo::<u64>))
+        .await;
+    let client = stage.client(&[&server]).await;
+
+    let long = client
+        .send_at::<u64>(pattern, &1)
+        .header("long", "x".repeat(MAX_HEADER_BYTES));
+    let mut many = client.send_at::<u64>(pattern, &1);
+    for n in 0..=MAX_HEADERS {
+        many = many.header(format!("header-{n}"), "x");
+    }
+    let distant: &str = String::leak(format!("{pattern}.{}", "x".repeat(MAX_PATTERN)));
+    let distant = client.send_at::<u64>(distant, &1);
+    for call in [long, many, distant] {
+        let error = within("a refusal", call.into_future()).await.unwrap_err();
+        assert_eq!(error.code, Code::ResourceExhausted, "{error:?}");
+    }
+    let event = client
+        .emit_at(pattern, &1)
+        .header("long", "x".repeat(MAX_HEADER_BYTES));
+    let error = within("a refusal", event.into_future()).await.unwrap_err();
+    assert_eq!(error.code, Code::ResourceExhausted, "{error:?}");
+    assert_eq!(client.send_at::<u64>(pattern, &7).await, Ok(7));
+}
+
+/// The limits do not get into each other's way: a payload may be as large as it says beside all the headers there may be.
+pub async fn headers_up_to_the_limit_travel_with_the_largest_payload(stage: Stage) {
+    let pattern = stage.pattern("sizes");
+    let sizes = |Payload(text): Payload<String>, cx: Context| async move {
+        let header = cx.header("long").map_or(0, str::len);
+        Ok::<_, RpcError>((text.len(), header))
+    };
+    let server = stage.start(Router::new().message_at(pattern, sizes)).await;
+    let client = stage.client(&[&server]).await;
+
+    // Room for the few headers that the framework adds, and for the names.
+    let (text, header) = (
+        stage.capabilities().max_payload - 2,
+        MAX_HEADER_BYTES - 1024,
+    );
+    let reply = client
+        .send_at::<(usize, usize)>(pattern, &"x".repeat(text))
+        .header("long", "x".repeat(header))
+        .await;
+    assert_eq!(reply, Ok((text, header)));
 }

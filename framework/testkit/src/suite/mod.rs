@@ -15,17 +15,22 @@
 
 pub mod broker;
 pub mod calls;
+mod child;
 pub mod crashes;
 pub mod dead_letters;
+pub mod disorder;
 pub mod errors;
 pub mod events;
 mod fixture;
 pub mod limits;
+pub mod links;
+mod load;
 pub mod needs;
 pub mod replicas;
 pub mod streams;
 pub mod witness;
 
+pub use child::serve_as_a_child;
 pub use fixture::{Fixture, Stage, run};
 
 /// One test per transport and case.
@@ -41,8 +46,9 @@ pub use fixture::{Fixture, Stage, run};
 /// ```
 #[macro_export]
 macro_rules! conformance {
-    ($($transport:ident => $fixture:expr;)*) => {
-        $(mod $transport {
+    ($($(#[$attribute:meta])* $transport:ident => $fixture:expr;)*) => {
+        $($(#[$attribute])*
+        mod $transport {
             #[allow(unused_imports, reason = "the fixture may be named by its path")]
             use super::*;
 
@@ -51,6 +57,12 @@ macro_rules! conformance {
 
             $crate::conformance_cases!();
         })*
+
+        /// Not a case: what one starts as a process of its own, to kill it. Otherwise it does nothing.
+        #[test]
+        fn a_replica_in_a_process_of_its_own() {
+            $crate::suite::serve_as_a_child();
+        }
     };
 }
 
@@ -88,11 +100,14 @@ macro_rules! conformance_cases {
             limits::an_oversize_reply_is_an_error_and_the_next_one_passes;
             limits::an_oversize_value_ends_its_stream;
             limits::no_more_than_the_limit_is_in_work;
+            limits::a_pattern_or_headers_without_measure_are_refused_and_the_next_passes;
+            limits::headers_up_to_the_limit_travel_with_the_largest_payload;
 
             events::an_event_reaches_its_handler;
             events::one_pattern_may_name_a_message_and_an_event;
             events::two_services_each_see_every_event_once if fan_out;
             events::events_with_one_key_keep_their_order if order_by_key;
+            events::events_with_one_key_keep_their_order_in_a_replica if order_by_key_in_a_replica;
             events::a_failing_event_is_tried_up_to_the_limit_and_lets_the_next_through;
             events::an_event_that_cannot_pass_is_tried_once;
             events::a_panic_is_a_failure_like_any_other;
@@ -112,12 +127,27 @@ macro_rules! conformance_cases {
             replicas::a_draining_server_answers_what_is_in_work;
             replicas::a_draining_replica_leaves_new_work_to_the_others if replicas_share;
             replicas::a_client_survives_a_restarted_service;
+            replicas::replicas_come_and_go_and_no_event_is_lost_or_repeated if replicas_share;
+            replicas::a_server_drains_under_load_and_another_takes_over;
 
             crashes::an_idempotent_request_is_given_to_another if redelivers replicas_share;
             crashes::an_event_is_given_to_another if at_least_once replicas_share;
             crashes::a_request_that_is_not_idempotent_never_runs_twice;
+            crashes::a_killed_process_is_taken_over;
 
-            broker::a_killed_broker_comes_back_under_load;
+            broker::a_broker_killed_amid_five_thousand_of_each_comes_back;
+
+            disorder::events_are_begun_in_the_order_they_were_emitted if order;
+            disorder::a_failing_event_is_not_overtaken_by_others_of_its_key if order_by_key_in_a_replica at_least_once;
+            disorder::a_clock_may_be_wrong;
+            disorder::an_event_that_comes_twice_has_one_effect if at_least_once;
+
+            links::a_caller_survives_a_frozen_link_and_a_cut_one;
+            links::a_caller_notices_a_link_that_is_dead;
+            links::a_service_notices_a_link_that_is_dead;
+            links::another_replica_answers_for_one_behind_a_dead_link if replicas_share;
+            links::a_caller_that_does_not_read_holds_up_nobody_else;
+            links::a_slow_consumer_loses_nothing_and_holds_up_no_other if fan_out;
         }
     };
     ($($group:ident :: $case:ident $(if $($need:ident)+)?;)*) => {

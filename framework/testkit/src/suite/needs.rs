@@ -23,9 +23,19 @@ pub fn fan_out(capabilities: &Capabilities) -> bool {
     capabilities.fan_out
 }
 
-/// Events with one key keep their order, within a replica at least.
+/// Events with one key keep their order, whichever replica gets them.
 pub fn order_by_key(capabilities: &Capabilities) -> bool {
+    capabilities.order == Order::Key
+}
+
+/// Events with one key keep their order as long as one replica gets them.
+pub fn order_by_key_in_a_replica(capabilities: &Capabilities) -> bool {
     matches!(capabilities.order, Order::Key | Order::KeyInReplica)
+}
+
+/// What one client sends to one place is begun in that order.
+pub fn order(capabilities: &Capabilities) -> bool {
+    capabilities.order != Order::None
 }
 
 /// Events wait for a stopped consumer.

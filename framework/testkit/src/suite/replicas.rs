@@ -1,12 +1,14 @@
 //! Several replicas of one service, and what happens when one of them stops.
 
-use std::{future::IntoFuture, pin::pin, time::Duration};
+use std::{collections::HashSet, future::IntoFuture, pin::pin, time::Duration};
 
 use futures_util::future::{join_all, try_join_all};
-use nestling::{Payload, Router, RpcError, Running};
+use nestling::{Client, Code, Guarantee, Payload, Router, RpcError, Running, transport::Order};
+use tokio::task::yield_now;
 
 use super::{
     fixture::{Stage, echo},
+    load::{Calls, Events, ask},
     witness::{Gate, Record, eventually, within},
 };
 
@@ -161,4 +163,190 @@ pub async fn a_client_survives_a_restarted_service(stage: Stage) {
     }));
     assert_eq!(again_and_again.as_mut().await, 2);
     again.shutdown().await;
+}
+
+/// While events and requests flow, a second replica joins, the first drains, and a third joins: whoever asks again is
+/// answered, and no event is lost or, as nobody crashed, handled twice. Where the transport orders by key, it does so
+/// across all of them.
+pub async fn replicas_come_and_go_and_no_event_is_lost_or_repeated(stage: Stage) {
+    const KEYS: u64 = 8;
+    const CALLERS: u64 = 8;
+
+    let (asked, happened) = (stage.pattern("ask"), stage.pattern("happened"));
+    let (worked, handled, enough) = (Record::new(), Record::new(), Gate::new());
+    let router = |replica: &'static str| {
+        let answer = move |Payload(n): Payload<u64>| async move {
+            worked.push(replica);
+            Ok::<_, RpcError>(n)
+        };
+        let handle = move |Payload((key, n)): Payload<(u64, u64)>| async move {
+            for _ in 0..n % 4 {
+                yield_now().await;
+            }
+            worked.push(replica);
+            handled.push((key, n));
+            Ok::<_, RpcError>(())
+        };
+        Router::new().message_with(asked, true, answer).event_with(
+            happened,
+            stage.guarantee(),
+            handle,
+        )
+    };
+    let (first, client, [here, there]) = first_of_two(&stage, &router).await;
+
+    let callers = join_all((0..CALLERS).map(|caller| {
+        let client = &client;
+        async move {
+            while !enough.is_open() {
+                ask(client, asked, caller).await;
+            }
+        }
+    }));
+    let changes = async {
+        works(worked, "first").await;
+        let b = start_at(&stage, &there, router("second")).await;
+        works(worked, "second").await;
+        within("the first replica to stop", first.shutdown()).await;
+        works(worked, "second").await;
+        let c = start_at(&stage, &here, router("third")).await;
+        works(worked, "third").await;
+        enough.open();
+        (b, c)
+    };
+    let events = Events::new(enough);
+    let (again, _, _servers) = tokio::join!(events.run(&client, happened, KEYS), callers, changes);
+    if stage.guarantee() == Guarantee::BestEffort {
+        return;
+    }
+    assert_eq!(again, 0, "the bus was there all the time");
+    let mut emitted = events.emitted.all();
+    eventually("the last events", async || {
+        (handled.count() >= emitted.len()).then_some(())
+    })
+    .await;
+    let mut handled = handled.all();
+    if stage.capabilities().order == Order::Key {
+        for key in 0..KEYS {
+            let of_key = handled.iter().filter(|(of, _)| *of == key);
+            assert!(of_key.is_sorted(), "key {key} is out of order");
+        }
+    }
+    handled.sort_unstable();
+    emitted.sort_unstable();
+    assert_eq!(handled.len(), emitted.len(), "handled and emitted");
+    assert_eq!(handled, emitted);
+}
+
+/// One server after the other starts and drains while callers and emitters are at full speed: every request that was
+/// taken is answered, the others can be sent again, no event is lost, and each drain comes to its end.
+pub async fn a_server_drains_under_load_and_another_takes_over(stage: Stage) {
+    const KEYS: u64 = 8;
+    const CALLERS: usize = 32;
+    const ROUNDS: usize = 3;
+
+    let (work, happened) = (stage.pattern("work"), stage.pattern("happened"));
+    let (worked, taken, handled) = (Record::new(), Record::new(), Record::new());
+    let enough = Gate::new();
+    let router = |replica: &'static str| {
+        let run = move |Payload(n): Payload<u64>| async move {
+            worked.push(replica);
+            taken.push(n);
+            // So that some are in work when the server is told to stop.
+            tokio::time::sleep(Duration::from_millis(n % 8)).await;
+            Ok::<_, RpcError>(n)
+        };
+        let handle = move |Payload(event): Payload<(u64, u64)>| async move {
+            handled.push(event);
+            Ok::<_, RpcError>(())
+        };
+        Router::new()
+            .message_at(work, run)
+            .event_with(happened, stage.guarantee(), handle)
+    };
+    let (first, client, places) = first_of_two(&stage, &router).await;
+
+    let (calls, events) = (Calls::new(enough), Events::new(enough));
+    let changes = async {
+        let mut running = first;
+        works(worked, "first").await;
+        for round in 0..ROUNDS {
+            let next = ["second", "third", "fourth"][round];
+            let start = start_at(&stage, &places[(round + 1) % 2], router(next));
+            let drain = within("the drain", running.shutdown());
+            running = if stage.capabilities().replicas_share {
+                let started = start.await;
+                drain.await;
+                started
+            } else {
+                // Two at once would both answer.
+                drain.await;
+                start.await
+            };
+            works(worked, next).await;
+        }
+        enough.open();
+        running
+    };
+    let (_, _, _running) = tokio::join!(
+        calls.run(&client, work, CALLERS),
+        events.run(&client, happened, KEYS),
+        changes
+    );
+    let (mut taken, mut answered) = (taken.all(), calls.answered.all());
+    taken.sort_unstable();
+    answered.sort_unstable();
+    let refused = calls.refused.all();
+    assert_eq!(taken, answered, "taken and answered; refused: {refused:?}");
+    if stage.capabilities().replicas_share {
+        let lost = refused
+            .iter()
+            .find(|(_, error)| error.code == Code::DeadlineExceeded);
+        assert_eq!(lost, None, "nobody has said that it can be sent again");
+    }
+    if stage.guarantee() == Guarantee::AtLeastOnce {
+        let emitted = events.emitted.all();
+        eventually("the last events", async || {
+            let handled: HashSet<_> = handled.all().into_iter().collect();
+            emitted
+                .iter()
+                .all(|event| handled.contains(event))
+                .then_some(())
+        })
+        .await;
+    }
+}
+
+/// A first replica, a client that will find a second one, and where the two are: a client without a broker has to know.
+async fn first_of_two(
+    stage: &Stage,
+    router: &dyn Fn(&'static str) -> Router,
+) -> (Running, Client, [String; 2]) {
+    let first = stage
+        .start_server(stage.server("service", router("first")))
+        .await;
+    let second = stage
+        .start_server(stage.server("service", router("second")))
+        .await;
+    let client = stage.client(&[&first, &second]).await;
+    let places = [&first, &second].map(|running| running.address().to_owned());
+    within("the second replica to stop", second.shutdown()).await;
+    (first, client, places)
+}
+
+async fn start_at(stage: &Stage, address: &str, router: Router) -> Running {
+    let server = stage.server_again("service", router, address);
+    stage.start_server(server).await
+}
+
+/// Waits until this replica has got some more to do.
+async fn works(worked: &'static Record<&'static str>, replica: &'static str) {
+    const SOME: usize = 100;
+
+    let count = || worked.count_of(|who| **who == replica);
+    let before = count();
+    eventually("a replica to get work", async || {
+        (count() >= before + SOME).then_some(())
+    })
+    .await;
 }

@@ -6,7 +6,7 @@ use std::{future::Future, time::Duration};
 use tokio::sync::watch;
 
 /// How long any condition may take to come true. Far above what is normal, so that it only ends what hangs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for `future`, and panics with `what` when it takes too long.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -59,6 +59,11 @@ impl<T: Clone + Send + Sync + 'static> Record<T> {
         self.entries.borrow().len()
     }
 
+    /// How many entries are like this.
+    pub fn count_of(&self, is_one: impl FnMut(&&T) -> bool) -> usize {
+        self.entries.borrow().iter().filter(is_one).count()
+    }
+
     /// Everything, once there are at least `count` entries.
     pub async fn at_least(&self, count: usize) -> Vec<T> {
         let mut entries = self.entries.subscribe();
@@ -73,6 +78,13 @@ impl<T: Clone + Send + Sync + 'static> Record<T> {
                 self.count()
             ),
         }
+    }
+
+    /// Waits until there are so many entries, as long as the case may last: for work that takes its time.
+    pub async fn reaches(&self, count: usize) {
+        let mut entries = self.entries.subscribe();
+        let reached = entries.wait_for(|entries| entries.len() >= count).await;
+        assert!(reached.is_ok(), "the sender is leaked");
     }
 
     /// The first entry, once it is there.

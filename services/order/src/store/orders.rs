@@ -5,7 +5,7 @@ use contracts::{
     order::{HistoryEntry, OrderStatus, OrderView},
 };
 use nestling::{Context, header};
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Connection as _, Row, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{Store, Tx};
@@ -190,6 +190,46 @@ impl Store {
         digest.truncate(CHECK_DIGITS);
         digest
     }
+}
+
+/// What came of holding what is stored of orders against their events.
+#[derive(Clone, Debug)]
+pub struct Replayed {
+    /// How many orders there are.
+    pub orders: u64,
+    /// Those whose view says something else than their events.
+    pub diverged: Vec<OrderId>,
+}
+
+/// Replays the events of every order, and compares what they say with the view that is stored. Writes
+/// nothing; orders may be placed meanwhile.
+///
+/// # Errors
+/// When the database cannot, or holds what this version does not know.
+pub async fn replay(connection: &mut SqliteConnection) -> Result<Replayed, Error> {
+    let ids: Vec<String> = sqlx::query_scalar("SELECT DISTINCT order_id FROM order_events")
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut replayed = Replayed {
+        orders: 0,
+        diverged: Vec::new(),
+    };
+    for id in ids {
+        let id: OrderId = id.parse()?;
+        // Both at one moment.
+        let mut tx = connection.begin().await?;
+        let order = load(&mut tx, id).await?;
+        let row = sqlx::query("SELECT body FROM order_view WHERE order_id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&mut *tx)
+            .await?;
+        let stored = row.as_ref().map(read_view).transpose()?;
+        if stored != Some(order.view()) {
+            replayed.diverged.push(id);
+        }
+        replayed.orders += 1;
+    }
+    Ok(replayed)
 }
 
 async fn load(connection: &mut SqliteConnection, id: OrderId) -> Result<Order, Error> {

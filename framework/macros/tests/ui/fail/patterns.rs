@@ -62,6 +62,26 @@ impl Users {
     async fn nothing(&self) -> Result<u64, RpcError> {
         Ok(1)
     }
+
+    #[message_pattern("user.find", max_inflight = 4)]
+    async fn misspelt(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+
+    #[event_pattern("user.left", max_in_flight)]
+    async fn no_number(&self) -> Result<(), RpcError> {
+        Ok(())
+    }
+
+    #[message_pattern(max_in_flight = 0)]
+    async fn never(&self, _: Space) -> Result<u64, RpcError> {
+        Ok(1)
+    }
+
+    #[message_pattern("user.list" max_in_flight = 4)]
+    async fn no_comma(&self) -> Result<u64, RpcError> {
+        Ok(1)
+    }
 }
 
 fn main() {}

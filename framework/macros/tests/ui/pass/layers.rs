@@ -10,6 +10,8 @@ fn router() -> Intercept {
     guard(admin)
 }
 
+const LIMIT: usize = 8;
+
 struct Users {
     only: Intercept,
 }
@@ -34,7 +36,7 @@ impl Users {
         Ok(())
     }
 
-    #[message_pattern("user.list")]
+    #[message_pattern("user.list", max_in_flight = LIMIT / 2)]
     async fn list(&self) -> Result<u64, RpcError> {
         Ok(0)
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{Client, Message, Request};
+use async_nats::{Client, HeaderName, Message, Request, message::OutboundMessage};
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -21,6 +21,8 @@ use crate::envelope::{Envelope, Headers};
 const CONNECTION_NAME: &str = "nestling dead letters";
 /// More of a reason might not fit beside a payload that just did.
 const LONGEST_REASON: usize = 2 * 1024;
+/// The number of the message with the event, in a dead letter without it.
+const EVENT: &str = "dead-event";
 /// The broker's own headers, on what it stores and on what it hands out.
 const BROKER_HEADERS: &str = "nats-";
 
@@ -34,6 +36,11 @@ fn subject(service: &str) -> String {
     format!("{DEAD_SUBJECT}{}", token(service))
 }
 
+/// The subject of the events of dead letters that were too large for one message.
+fn event_subject(service: &str) -> String {
+    format!("{}.event", subject(service))
+}
+
 /// Stores what `service` gave up, trying for as long as it takes.
 pub(super) async fn bury(
     client: &Client,
@@ -43,25 +50,54 @@ pub(super) async fn bury(
     mut rejection: Rejection,
 ) {
     shorten(&mut rejection.reason);
-    let dead = DeadLetter::new(service, rejection);
+    let mut dead = DeadLetter::new(service, rejection);
+    dead.rejection.envelope.headers.remove(EVENT);
     // Stored twice after a crash in between, it is kept once, if that was not long ago.
     let id = format!("{consumer}/{}", count.sequence);
     let mut attempt = 1;
-    let message = publish::message(dead.into_envelope(), subject(service), &id);
-    loop {
-        let error = match &message {
-            Ok(message) => {
-                let limit = Instant::now() + PATIENCE;
-                match publish::store(client, message, limit).await {
-                    Ok(()) => return,
-                    Err(error) => error.to_string(),
-                }
-            }
-            Err(error) => error.to_string(),
-        };
+    while let Err(error) = store(client, &dead, &id).await {
         tracing::error!(%error, service, consumer, "no dead letter stored, trying again");
         attempt += 1;
         sleep(pause(attempt).max(Duration::from_millis(100))).await;
+    }
+}
+
+async fn store(client: &Client, dead: &DeadLetter, id: &str) -> Result<(), Error> {
+    let subject = subject(&dead.service);
+    let whole = publish::message(dead.clone().into_envelope(), subject.clone(), id)?;
+    match publish::store(client, &whole, Instant::now() + PATIENCE).await {
+        // An event that just fitted, and what is said about it.
+        Err(error) if error.kind() == ErrorKind::TooLarge => {}
+        result => return result.map(drop),
+    }
+    let event = store_event(client, dead, id).await?;
+    let mut dead = dead.clone();
+    let pattern = dead.rejection.envelope.pattern;
+    dead.rejection.envelope = Envelope::new(pattern, "");
+    let mut envelope = dead.into_envelope();
+    envelope.headers.set(EVENT, event.to_string());
+    let message = publish::message(envelope, subject, id)?;
+    let stored = publish::store(client, &message, Instant::now() + PATIENCE);
+    stored.await.map(drop)
+}
+
+/// Stores an event as it came, in a message of its own.
+async fn store_event(client: &Client, dead: &DeadLetter, id: &str) -> Result<u64, Error> {
+    let envelope = &dead.rejection.envelope;
+    let bare = OutboundMessage {
+        subject: event_subject(&dead.service).into(),
+        reply: None,
+        headers: wire::headers(envelope, false)?,
+        payload: envelope.payload.clone(),
+    };
+    let mut message = bare.clone();
+    publish::identify(&mut message, &format!("{id}/event"))?;
+    match publish::store(client, &message, Instant::now() + PATIENCE).await {
+        // Without its id it is no larger than it came. After a crash it may be there twice.
+        Err(error) if error.kind() == ErrorKind::TooLarge => {
+            publish::store(client, &bare, Instant::now() + PATIENCE).await
+        }
+        result => result,
     }
 }
 
@@ -86,7 +122,11 @@ impl Stream {
             let Some(message) = self.get(&body).await? else {
                 return Ok(None);
             };
-            let (sequence, found) = read(message, service)?;
+            let event = match event_of(&message) {
+                Some(event) => self.event(service, event).await?,
+                None => None,
+            };
+            let (sequence, found) = read(message, event, service)?;
             if let Some(found) = found {
                 return Ok(Some((sequence, found)));
             }
@@ -96,6 +136,24 @@ impl Stream {
                 "no dead letter, although it is kept as one"
             );
             from = sequence + 1;
+        }
+    }
+
+    /// The event of a dead letter that was too large for one message.
+    async fn event(&self, service: &str, sequence: u64) -> Result<Option<Message>, Error> {
+        let found = self.get(&json!({"seq": sequence})).await?;
+        let subject = event_subject(service);
+        Ok(found.filter(|found| header(found, "Nats-Subject") == Some(&subject)))
+    }
+
+    async fn delete(&self, sequence: u64) -> Result<bool, Error> {
+        let body = json!({"seq": sequence, "no_erase": true});
+        let subject = format!("STREAM.MSG.DELETE.{DEAD_LETTERS}");
+        match api(&self.client, &subject, &body).await {
+            Ok(_) => Ok(true),
+            // Somebody was faster.
+            Err(Failure::Refused(refused)) if refused.is_gone() => Ok(false),
+            Err(failure) => Err(failure.into_error("discard a dead letter")),
         }
     }
 
@@ -150,22 +208,23 @@ impl DeadLetters for Stream {
     }
 
     async fn discard(&self, service: &str, id: &str) -> Result<bool, Error> {
-        if self.find(service, id).await?.is_none() {
+        let Some(sequence) = sequence(id) else {
+            return Ok(false);
+        };
+        let body = json!({"seq": sequence});
+        let Some(message) = self.get(&body).await? else {
+            return Ok(false);
+        };
+        if header(&message, "Nats-Subject") != Some(&subject(service)) {
             return Ok(false);
         }
-        let body = json!({"seq": sequence(id), "no_erase": true});
-        match api(
-            &self.client,
-            &format!("STREAM.MSG.DELETE.{DEAD_LETTERS}"),
-            &body,
-        )
-        .await
+        let is_first = self.delete(sequence).await?;
+        if let Some(event) = event_of(&message)
+            && self.event(service, event).await?.is_some()
         {
-            Ok(_) => Ok(true),
-            // Somebody was faster.
-            Err(Failure::Refused(refused)) if refused.is_gone() => Ok(false),
-            Err(failure) => Err(failure.into_error("discard a dead letter")),
+            self.delete(event).await?;
         }
+        Ok(is_first)
     }
 }
 
@@ -186,21 +245,39 @@ fn sequence(id: &str) -> Option<u64> {
     digits.then(|| id.parse().ok()).flatten()
 }
 
-/// A stored message, and what it is.
-fn read(message: Message, service: &str) -> Result<(u64, Option<DeadLetter>), Error> {
-    let place = message.headers.as_ref().and_then(|headers| {
-        let place = headers.get("Nats-Sequence")?;
-        place.as_str().parse().ok()
-    });
+fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
+    let headers = message.headers.as_ref()?;
+    Some(headers.get(HeaderName::from_static(name))?.as_str())
+}
+
+/// Where the event of a dead letter is, if it is not in the same message.
+fn event_of(message: &Message) -> Option<u64> {
+    header(message, EVENT)?.parse().ok()
+}
+
+/// A stored message, and what it is. Its event may have been read apart.
+fn read(
+    message: Message,
+    event: Option<Message>,
+    service: &str,
+) -> Result<(u64, Option<DeadLetter>), Error> {
+    let place = header(&message, "Nats-Sequence").and_then(|place| place.parse().ok());
     let Some(place) = place else {
         let text = "read a dead letter: the broker does not say which it is";
         return Err(Error::new(ErrorKind::Protocol, text));
     };
+    if event_of(&message).is_some() && event.is_none() {
+        return Ok((place, None));
+    }
     let letter = DeadLetter::from_envelope(envelope(message, Default::default()));
-    let letter = letter.map(|letter| DeadLetter {
+    let letter = letter.map(|mut letter| {
         // Text of a header may have lost white space at its ends.
-        service: service.to_owned(),
-        ..letter
+        service.clone_into(&mut letter.service);
+        if let Some(event) = event {
+            let pattern = letter.rejection.envelope.pattern;
+            letter.rejection.envelope = envelope(event, pattern);
+        }
+        letter
     });
     Ok((place, letter))
 }

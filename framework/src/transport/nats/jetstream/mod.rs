@@ -23,7 +23,7 @@ pub(super) use self::{
 };
 use super::{
     super::{Address, Error, ErrorKind},
-    NO_SUBJECT, PATIENCE, closed,
+    EVENTS_OPTION, NO_SUBJECT, PATIENCE, closed,
 };
 
 /// Where all events are kept until they are settled.
@@ -55,13 +55,17 @@ const LONGEST_NAME: usize = 180;
 mod code {
     pub(super) const STREAM_EXISTS: u32 = 10058;
     pub(super) const NO_MESSAGE: u32 = 10037;
+    /// Of a consumer, or of its stream.
+    pub(super) const MISSING: [u32; 2] = [10014, 10059];
+    /// A stream's messages have a largest size, and never more than 64 KiB of headers.
+    pub(super) const TOO_LARGE: [u32; 2] = [10054, 10097];
     /// Memory, storage or a limit of the stream is used up.
     pub(super) const EXHAUSTED: [u32; 4] = [10023, 10028, 10047, 10077];
 }
 
 /// Whether a URL asks for durable events.
 pub(super) fn wanted(address: &Address) -> Result<bool, Error> {
-    match address.option("events") {
+    match address.option(EVENTS_OPTION) {
         None => Ok(false),
         Some("jetstream") => Ok(true),
         Some(other) => {
@@ -101,9 +105,10 @@ impl Failure {
                 Error::new(ErrorKind::Config, text)
             }
             Self::Refused(refused) => {
-                let kind = match code::EXHAUSTED.contains(&refused.err_code) {
-                    true => ErrorKind::Full,
-                    false => ErrorKind::Protocol,
+                let kind = match refused.err_code {
+                    code if code::EXHAUSTED.contains(&code) => ErrorKind::Full,
+                    code if code::TOO_LARGE.contains(&code) => ErrorKind::TooLarge,
+                    _ => ErrorKind::Protocol,
                 };
                 let Refused {
                     err_code,
@@ -179,14 +184,28 @@ impl Consumer {
 
     /// Makes it, if no other replica has yet.
     async fn create(&self, client: &Client) -> Result<(), Error> {
+        self.create_from(client, "new").await
+    }
+
+    /// Makes it again: whatever is there may have come since it was lost.
+    async fn create_again(&self, client: &Client) -> Result<(), Error> {
+        self.create_from(client, "all").await
+    }
+
+    async fn create_from(&self, client: &Client, begin: &str) -> Result<(), Error> {
+        let found = self.find(client).await?;
+        // It cannot be changed; the rest can.
+        let begin = found
+            .as_ref()
+            .and_then(|found| found.pointer("/config/deliver_policy")?.as_str())
+            .unwrap_or(begin);
         let mut config = json!({
             "durable_name": self.name,
-            "deliver_policy": "new",
+            "deliver_policy": begin,
             "ack_policy": "explicit",
             "ack_wait": nanos(ACK_WAIT),
             "max_deliver": -1,
             "filter_subject": self.filter,
-            "replay_policy": "instant",
             "max_ack_pending": self.max_in_flight.saturating_mul(MOST_REPLICAS).min(1 << 20),
         });
         if self.temporary {
@@ -198,6 +217,18 @@ impl Consumer {
         created
             .map_err(|failure| failure.into_error(&format!("create the consumer {}", self.name)))?;
         Ok(())
+    }
+
+    /// What the broker knows of it, if it does.
+    async fn find(&self, client: &Client) -> Result<Option<Value>, Error> {
+        let subject = format!("CONSUMER.INFO.{EVENTS}.{}", self.name);
+        match api(client, &subject, &Value::Null).await {
+            Ok(found) => Ok(Some(found)),
+            Err(failure) if code::MISSING.iter().any(|code| failure.is(*code)) => Ok(None),
+            Err(failure) => {
+                Err(failure.into_error(&format!("look for the consumer {}", self.name)))
+            }
+        }
     }
 
     async fn delete(&self, client: &Client) -> Result<(), Error> {

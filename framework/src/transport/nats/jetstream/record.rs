@@ -1,12 +1,12 @@
 //! How often an event was tried: what the broker counts are deliveries.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use async_nats::{Client, Request, Subject, message::OutboundMessage};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{API, TRIES, TRIES_SUBJECT, ask};
+use super::{super::super::trials::DEATHS, API, TRIES, TRIES_SUBJECT, api, ask};
 
 /// An event that waits for it waits no longer.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
@@ -54,15 +54,25 @@ impl Record {
         Self { delivered, tries }
     }
 
-    /// Which try a delivery is. One that came after the record and ended without a word, such as by
-    /// the death of its process, counts as one.
-    pub(super) fn attempt(record: Option<Self>, count: Count) -> u32 {
-        let Self { delivered, tries } = record.unwrap_or(Self {
-            delivered: 0,
-            tries: 0,
-        });
-        let since = count.delivered.saturating_sub(delivered).max(1);
-        tries.saturating_add(u32::try_from(since).unwrap_or(u32::MAX))
+    /// How often it was tried in vain, for all that is known.
+    pub(super) fn tries(record: Option<Self>) -> u32 {
+        record.map_or(0, |record| record.tries)
+    }
+
+    /// Whether too many deliveries before this one ended without a word, such as by the death of
+    /// their process.
+    pub(super) fn is_suspect(record: Option<Self>, count: Count) -> bool {
+        let known = record.map_or(0, |record| record.delivered);
+        count.delivered.saturating_sub(known) > DEATHS
+    }
+
+    /// What is written down before an event on trial is tried again: that try counts, and should it
+    /// end without a word too, the next one is a trial again.
+    pub(super) fn of_trial(record: Option<Self>, count: Count) -> Self {
+        Self {
+            delivered: count.delivered.saturating_sub(DEATHS),
+            tries: Self::tries(record).saturating_add(1),
+        }
     }
 
     pub(super) fn message(self, count: Count, consumer: &str) -> OutboundMessage {
@@ -80,6 +90,24 @@ impl Record {
             delivered: delivered.parse().ok()?,
             tries: tries.parse().ok()?,
         })
+    }
+
+    /// The events of a consumer about which something is written down, by their numbers.
+    pub(super) async fn known(client: &Client, consumer: &str) -> HashSet<u64> {
+        let start = format!("{TRIES_SUBJECT}{consumer}.");
+        let body = json!({"subjects_filter": format!("{start}>")});
+        let found = match api(client, &format!("STREAM.INFO.{TRIES}"), &body).await {
+            Ok(found) => found,
+            Err(failure) => {
+                let error = failure.into_error("look for tries");
+                tracing::warn!(%error, consumer, "an event may be tried more often");
+                return HashSet::new();
+            }
+        };
+        let subjects = found.pointer("/state/subjects").and_then(Value::as_object);
+        let subjects = subjects.into_iter().flat_map(|subjects| subjects.keys());
+        let number = |subject: &String| subject.strip_prefix(&start)?.parse().ok();
+        subjects.filter_map(number).collect()
     }
 
     /// What somebody has written down; nothing if it cannot be had in time.
@@ -132,22 +160,38 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_without_a_word_is_a_try() {
+    fn what_often_ended_without_a_word_is_a_suspect_and_its_trials_count() {
         let count = |delivered| Count {
             sequence: 1,
             delivered,
         };
-        assert_eq!(Record::attempt(None, count(1)), 1);
-        assert_eq!(Record::attempt(None, count(3)), 3);
-        // Given back on its first delivery, before any try.
-        let given_back = Record::new(count(1), 0);
-        assert_eq!(Record::attempt(Some(given_back), count(2)), 1);
-        // Tried twice in its first delivery, whose process then died.
-        let tried = Record::new(count(1), 2);
-        assert_eq!(Record::attempt(Some(tried), count(2)), 3);
-        assert_eq!(Record::attempt(Some(tried), count(3)), 4);
-        let message = tried.message(count(1), "c");
+        let check = |record, delivered, tries, suspect| {
+            let count = count(delivered);
+            assert_eq!(Record::tries(record), tries, "{record:?} {count:?}");
+            assert_eq!(
+                Record::is_suspect(record, count),
+                suspect,
+                "{record:?} {count:?}"
+            );
+        };
+        check(None, 1, 0, false);
+        check(None, 2, 0, false);
+        check(None, 3, 0, true);
+        // Given back on its second delivery, before any try.
+        let given_back = Some(Record::new(count(2), 0));
+        check(given_back, 4, 0, false);
+        check(given_back, 5, 0, true);
+        // Tried twice in its first delivery, whose process then died, as did the next ones.
+        let tried = Some(Record::new(count(1), 2));
+        check(tried, 2, 2, false);
+        check(tried, 4, 2, true);
+        let on_trial = Some(Record::of_trial(tried, count(4)));
+        check(on_trial, 5, 3, true);
+        check(Some(Record::of_trial(on_trial, count(5))), 6, 4, true);
+
+        let record = Record::new(count(1), 2);
+        let message = record.message(count(1), "c");
         assert_eq!(&*message.subject, "_nestling.tries.c.1");
-        assert_eq!(Record::parse(&message.payload), Some(tried));
+        assert_eq!(Record::parse(&message.payload), Some(record));
     }
 }

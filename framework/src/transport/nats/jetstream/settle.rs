@@ -16,7 +16,7 @@ use futures_util::task::AtomicWaker;
 
 use super::{
     super::{
-        super::{Gone, Outcome, Rejection, Responder, pending::lock},
+        super::{Gone, Outcome, Rejection, Responder, pending::lock, trials::Trial},
         writer::Writer,
     },
     record::{self, Count, Record},
@@ -89,7 +89,7 @@ impl Settling {
 
     /// It is not handled here.
     pub(super) fn give_back(&self, taken: &mut Taken, after: Duration) {
-        // The broker would count this delivery as a try.
+        // Otherwise this delivery would have ended without a word.
         self.record(taken);
         let payload = match after.is_zero() {
             true => NAK,
@@ -98,8 +98,14 @@ impl Settling {
         self.settle(taken, payload);
     }
 
+    /// The same for one whose trial did not begin, of which this is known.
+    pub(super) fn give_back_suspect(&self, taken: &mut Taken, record: Option<Record>) {
+        taken.tries = Record::tries(record);
+        self.give_back(taken, Duration::ZERO);
+    }
+
     /// The same for one that was never handed out. What is written down of its tries is not known
-    /// here if it was delivered before, so then this delivery counts as one.
+    /// here if it was delivered before, so then this delivery ends without a word.
     pub(super) fn give_back_untried(&self, taken: &mut Taken) {
         match taken.count.delivered {
             0 | 1 => self.give_back(taken, Duration::ZERO),
@@ -162,6 +168,7 @@ pub(super) struct Taken {
 pub(super) struct DurableResponder {
     pub(super) settling: Arc<Settling>,
     pub(super) taken: Taken,
+    pub(super) trial: Option<Trial>,
 }
 
 impl Responder for DurableResponder {
@@ -181,6 +188,7 @@ impl Responder for DurableResponder {
             self.taken.tries = attempts;
             self.settling.record(&mut self.taken);
         }
+        self.trial = None;
     }
 
     fn settle(mut self: Box<Self>, outcome: Outcome) {
@@ -190,7 +198,9 @@ impl Responder for DurableResponder {
             }
             Outcome::Retry { after } => self.settling.give_back(&mut self.taken, after),
             Outcome::Reject(rejection) => {
-                let Self { settling, taken } = *self;
+                let Self {
+                    settling, taken, ..
+                } = *self;
                 lock(&settling.rejected).push((taken, rejection));
                 settling.waker.wake();
             }

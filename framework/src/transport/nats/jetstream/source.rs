@@ -1,7 +1,7 @@
 //! A source: one durable consumer, asked for no more than there is room for.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     future::poll_fn,
     pin::Pin,
     sync::Arc,
@@ -20,13 +20,17 @@ use tokio::{
 
 use super::{
     super::{
-        super::{Delivery, Error, Kind, Source, Subscription},
+        super::{
+            Delivery, Error, Kind, Source, Subscription,
+            trials::{Trial, Trials},
+        },
         PATIENCE, closed, pause, round_trip,
         source::{asked, connects},
         unique_token,
         wire::{self, Speaker},
     },
     API, Consumer, EVENT_SUBJECT, EVENTS, create_streams, dead_letters,
+    publish::store_patiently,
     record::{Count, Record},
     settle::{DurableResponder, Settling, Taken},
 };
@@ -58,6 +62,7 @@ pub(in super::super) async fn subscribe(
 ) -> Result<Vec<Box<dyn Source>>, Error> {
     create_streams(client).await?;
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    let trials = Trials::new();
     for event in &subscription.events {
         let consumer = Consumer::new(
             &subscription.service,
@@ -66,6 +71,7 @@ pub(in super::super) async fn subscribe(
             subscription.temporary,
         );
         consumer.create(client).await?;
+        let known = Record::known(client, &consumer.name).await;
         let inbox = wire::reply_prefix(&unique_token());
         let messages = client.subscribe(format!("{inbox}>"));
         let messages = messages.await.map_err(closed)?;
@@ -83,6 +89,10 @@ pub(in super::super) async fn subscribe(
             settling,
             arrived: VecDeque::new(),
             looking: None,
+            known,
+            suspects: VecDeque::new(),
+            trying: None,
+            trials: trials.clone(),
             pull: Pull::None,
             pulls: 0,
             alarm: Box::pin(sleep(Duration::ZERO)),
@@ -114,6 +124,14 @@ struct DurableSource {
     arrived: VecDeque<Arrived>,
     /// The first of them, while somebody looks up how often it was tried.
     looking: Option<(Arrived, BoxFuture<'static, Option<Record>>)>,
+    /// Of these something was written down before this process began. The broker has been seen to
+    /// call the next delivery of one that was given back the first.
+    known: HashSet<u64>,
+    /// Those that may have ended processes, which wait for their trials.
+    suspects: VecDeque<(Arrived, Option<Record>)>,
+    /// The first of them, when it is its turn and that has been written down.
+    trying: Option<(Arrived, Option<Record>, BoxFuture<'static, Trial>)>,
+    trials: Trials,
     /// The most that may be unsettled here.
     most: usize,
     pull: Pull,
@@ -177,7 +195,7 @@ impl Source for DurableSource {
         self.poll_pull(cx, room - count);
         if count > 0 {
             Poll::Ready(Some(count))
-        } else if self.ended && self.arrived.is_empty() && self.looking.is_none() {
+        } else if self.ended && self.is_empty() {
             Poll::Ready(None)
         } else {
             Poll::Pending
@@ -293,20 +311,26 @@ impl DurableSource {
         }
     }
 
-    /// Makes the consumer again.
+    /// Sees to it that there is a consumer. A pull of one that is gone is not answered.
     fn mend(&mut self) {
         self.pull = Pull::None;
         if self.stopping.is_some() || self.mending.is_some() {
             return;
         }
-        tracing::warn!(consumer = self.consumer.name, "it is gone, making it again");
         let (client, consumer) = (self.settling.client.clone(), self.consumer.clone());
         self.mending = Some(Box::pin(async move {
-            let mut attempt = 1;
+            let (mut attempt, mut is_said) = (1, false);
             loop {
                 let made = async {
+                    if consumer.find(&client).await?.is_some() {
+                        return Ok(());
+                    }
+                    if !std::mem::replace(&mut is_said, true) {
+                        let consumer = &*consumer.name;
+                        tracing::error!(consumer, "the broker has lost it; it is made again");
+                    }
                     create_streams(&client).await?;
-                    consumer.create(&client).await
+                    consumer.create_again(&client).await
                 };
                 let Err(error) = made.await else { return };
                 tracing::warn!(%error, "no durable events for now");
@@ -321,14 +345,18 @@ impl DurableSource {
         if self.stopping.is_some() || self.ended {
             return;
         }
+        if !matches!(self.pull, Pull::None) && self.alarm.as_mut().poll(cx).is_ready() {
+            match self.pull {
+                // The broker should have said long ago that it is over.
+                Pull::Open(_) => self.mend(),
+                _ => self.pull = Pull::None,
+            }
+        }
         if let Some(mending) = &mut self.mending {
             if mending.poll_unpin(cx).is_pending() {
                 return;
             }
             self.mending = None;
-        }
-        if !matches!(self.pull, Pull::None) && self.alarm.as_mut().poll(cx).is_ready() {
-            self.pull = Pull::None;
         }
         let here = self.settling.unsettled();
         let room = room.min(self.most.saturating_sub(here)).min(MOST_PULLED);
@@ -357,31 +385,81 @@ impl DurableSource {
         }
     }
 
-    /// The next event. One that was delivered before is looked up first.
-    fn poll_next(&mut self, cx: &mut task::Context<'_>) -> Option<Delivery> {
-        if self.looking.is_none() {
-            let arrived = self.arrived.pop_front()?;
-            if arrived.taken.count.delivered <= 1 {
-                return Some(self.deliver(arrived, None));
-            }
-            let client = self.settling.client.clone();
-            let (count, consumer) = (arrived.taken.count, self.consumer.name.clone());
-            let looking = Box::pin(async move { Record::find(&client, count, &consumer).await });
-            self.looking = Some((arrived, looking));
-        }
-        let (_, looking) = self.looking.as_mut()?;
-        let Poll::Ready(record) = looking.poll_unpin(cx) else {
-            return None;
-        };
-        let (arrived, _) = self.looking.take()?;
-        Some(self.deliver(arrived, record))
+    /// Whether nothing is here that was not handed out.
+    fn is_empty(&self) -> bool {
+        self.arrived.is_empty()
+            && self.looking.is_none()
+            && self.suspects.is_empty()
+            && self.trying.is_none()
     }
 
-    fn deliver(&self, arrived: Arrived, record: Option<Record>) -> Delivery {
+    /// The next event. One that was delivered before is looked up first.
+    fn poll_next(&mut self, cx: &mut task::Context<'_>) -> Option<Delivery> {
+        if let Some(tried) = self.poll_trial(cx) {
+            return Some(tried);
+        }
+        loop {
+            if self.looking.is_none() {
+                let arrived = self.arrived.pop_front()?;
+                let Count {
+                    sequence,
+                    delivered,
+                } = arrived.taken.count;
+                if delivered <= 1 && !self.known.remove(&sequence) {
+                    return Some(self.deliver(arrived, None, None));
+                }
+                let client = self.settling.client.clone();
+                let (count, consumer) = (arrived.taken.count, self.consumer.name.clone());
+                let looking =
+                    Box::pin(async move { Record::find(&client, count, &consumer).await });
+                self.looking = Some((arrived, looking));
+            }
+            let (_, looking) = self.looking.as_mut()?;
+            let Poll::Ready(record) = looking.poll_unpin(cx) else {
+                return None;
+            };
+            let (arrived, _) = self.looking.take()?;
+            if !Record::is_suspect(record, arrived.taken.count) {
+                return Some(self.deliver(arrived, record, None));
+            }
+            self.suspects.push_back((arrived, record));
+            if let Some(tried) = self.poll_trial(cx) {
+                return Some(tried);
+            }
+        }
+    }
+
+    /// The next suspect, when it may be tried.
+    fn poll_trial(&mut self, cx: &mut task::Context<'_>) -> Option<Delivery> {
+        if self.trying.is_none() {
+            let (arrived, record) = self.suspects.pop_front()?;
+            let (settling, trials) = (Arc::clone(&self.settling), self.trials.clone());
+            let count = arrived.taken.count;
+            let noted = Record::of_trial(record, count);
+            let trying = Box::pin(async move {
+                let trial = trials.next().await;
+                let message = noted.message(count, &settling.consumer);
+                store_patiently(&settling.client, &message, "note a trial").await;
+                trial
+            });
+            self.trying = Some((arrived, record, trying));
+        }
+        let (.., trying) = self.trying.as_mut()?;
+        let Poll::Ready(trial) = trying.poll_unpin(cx) else {
+            return None;
+        };
+        let (arrived, record, _) = self.trying.take()?;
+        Some(self.deliver(arrived, record, Some(trial)))
+    }
+
+    fn deliver(&self, arrived: Arrived, record: Option<Record>, trial: Option<Trial>) -> Delivery {
         let Arrived { mut taken, message } = arrived;
-        let attempt = Record::attempt(record, taken.count);
-        taken.tries = attempt - 1;
-        taken.recorded = record;
+        taken.tries = Record::tries(record);
+        taken.recorded = match trial {
+            Some(_) => Some(Record::of_trial(record, taken.count)),
+            None => record,
+        };
+        let attempt = taken.tries.saturating_add(1);
         let pattern = match self.wildcard {
             true => {
                 let subject = message.subject.as_str();
@@ -392,7 +470,11 @@ impl DurableSource {
         let envelope = dead_letters::envelope(message, pattern);
         let lane = envelope.headers.get_shared(header::KEY).cloned();
         let settling = Arc::clone(&self.settling);
-        let responder = DurableResponder { settling, taken };
+        let responder = DurableResponder {
+            settling,
+            taken,
+            trial,
+        };
         let mut delivery = Delivery::new(Kind::Event, envelope, Box::new(responder));
         delivery.attempt = attempt;
         delivery.lane = lane;
@@ -409,11 +491,9 @@ impl DurableSource {
             }
             let connects = connects(client);
             if connects != self.connects {
-                // The broker has forgotten what it was asked for.
+                // The broker has forgotten what it was asked for, and perhaps all else.
                 self.connects = connects;
-                if matches!(self.pull, Pull::Open(_)) {
-                    self.pull = Pull::None;
-                }
+                self.mend();
             }
             self.ticks += 1;
             if self.ticks >= PROGRESS_TICKS {
@@ -464,13 +544,19 @@ impl DurableSource {
         // What nobody has tried goes back. The rest is handled here: giving it back would need its
         // tries to be looked up as well.
         let settling = &self.settling;
+        let known = &self.known;
         self.arrived.retain_mut(|Arrived { taken, .. }| {
-            let fresh = taken.count.delivered <= 1;
+            let fresh = taken.count.delivered <= 1 && !known.contains(&taken.count.sequence);
             if fresh {
                 settling.give_back(taken, Duration::ZERO);
             }
             !fresh
         });
+        let trying = self.trying.take();
+        let trying = trying.map(|(arrived, record, _)| (arrived, record));
+        for (mut arrived, record) in trying.into_iter().chain(self.suspects.drain(..)) {
+            settling.give_back_suspect(&mut arrived.taken, record);
+        }
     }
 
     /// Whether closing has waited long enough for dead letters.
@@ -491,6 +577,11 @@ impl Drop for DurableSource {
         let arrived = std::mem::take(&mut self.arrived);
         for Arrived { mut taken, .. } in looking.into_iter().chain(arrived) {
             self.settling.give_back_untried(&mut taken);
+        }
+        let trying = self.trying.take();
+        let trying = trying.map(|(arrived, record, _)| (arrived, record));
+        for (mut arrived, record) in trying.into_iter().chain(self.suspects.drain(..)) {
+            self.settling.give_back_suspect(&mut arrived.taken, record);
         }
     }
 }

@@ -25,11 +25,12 @@ use crate::{
     transport::{
         Capabilities, ClientTransport, Control, Error, ErrorKind, Expect, Item, Pending, Replies,
         Task, Wire,
+        clock::Clock,
         nest::{Answer, CallIds, read_answer},
         pending::lock,
         redis::{
             ANSWER, Options,
-            link::{Clock, Link, Message, Push},
+            link::{Link, Message, Push},
         },
     },
 };

@@ -4,7 +4,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytestring::ByteString;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use super::{channels::Channels, client::Inner};
 use crate::{
@@ -13,7 +16,11 @@ use crate::{
     transport::{
         Error, ErrorKind,
         nest::{write_event, write_request},
-        redis::{MOST_BYTES, link::Link, sender::refused},
+        redis::{
+            MOST_BYTES,
+            link::Link,
+            sender::{IDLE, refused},
+        },
     },
 };
 
@@ -70,7 +77,17 @@ impl Sender {
             }
             self.inner.take_ops(&mut self.backlog);
             if self.backlog.is_empty() {
-                self.inner.queued().await;
+                let idle = timeout(IDLE, self.inner.queued()).await.is_err();
+                // Only a connection that was found lost above, and its subscriptions forgotten, is
+                // made again.
+                let kept = match idle {
+                    true if is_up => self.link.probe().await,
+                    true => self.link.connect().await,
+                    false => Ok(()),
+                };
+                if let Err(error) = kept {
+                    self.link.pause(&error).await;
+                }
                 continue;
             }
             if !is_up && let Err(error) = self.link.connect().await {

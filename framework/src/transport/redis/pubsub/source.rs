@@ -27,10 +27,12 @@ use crate::{
     envelope::header,
     error::RpcError,
     transport::{
-        Delivery, Error, Item, Kind, Source, Subscription, nest,
+        Delivery, Error, Item, Kind, Source, Subscription,
+        clock::Clock,
+        nest,
         redis::{
             ANSWER, Options,
-            link::{Clock, Link, Push},
+            link::{Link, Push},
             server::Work,
         },
     },

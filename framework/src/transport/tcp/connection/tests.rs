@@ -4,7 +4,7 @@ use std::{future::poll_fn, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 use super::{super::Settings, *};
@@ -38,7 +38,7 @@ async fn strangers() -> (Connection, TcpStream) {
     let client = TcpStream::connect(address).await.unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let shared = Arc::new(Shared::new(&settings, &subscription));
-    (Connection::new(socket, peer, shared), client)
+    (Connection::new(Stream::Plain(socket), peer, shared), client)
 }
 
 /// The same, and the client has been greeted.
@@ -223,4 +223,66 @@ async fn who_sends_no_more_is_answered_for_a_second() {
     assert_eq!(replies, br#"39#{"response":7,"isDisposed":true,"id":1}"#);
     drop(slow);
     assert!(server.calls.is_empty());
+}
+
+/// How many seconds the server goes on until the caller of `call` counts as gone.
+async fn gone_after(server: &mut Connection, mut call: Delivery) -> u64 {
+    let started = Instant::now();
+    let gone = poll_fn(|cx| call.responder().poll_cancelled(cx));
+    let gone = tokio::time::timeout(Duration::from_secs(300), gone);
+    let (gone, _) = alongside(server, 0, gone).await;
+    gone.expect("it is noticed");
+    started.elapsed().as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_is_told_when_its_caller_has_fallen_silent() {
+    let (mut server, mut client) = pair().await;
+    client.write_all(&requests(0..1)).await.unwrap();
+    let call = deliveries(&mut server, 1).await.remove(0);
+    let waited = gone_after(&mut server, call).await;
+    assert!((20..=25).contains(&waited), "{waited}");
+    assert!(server.socket.is_none() && server.calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_is_told_when_its_caller_reads_nothing() {
+    let (mut server, mut client) = strangers().await;
+    for call in 10..42 {
+        let request = format!(r#"23#{{"pattern":"p","id":{call}}}"#);
+        client.write_all(request.as_bytes()).await.unwrap();
+    }
+    let mut calls = deliveries(&mut server, 32).await;
+    let call = calls.pop().unwrap();
+    // More than the system keeps for a reader who takes his time.
+    let large = Bytes::from(vec![b'1'; 1_000_000]);
+    for call in calls {
+        call.settle(Outcome::Reply(large.clone()));
+    }
+    let waited = gone_after(&mut server, call).await;
+    assert!((60..=70).contains(&waited), "{waited}");
+    assert!(server.socket.is_none() && server.writing.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_without_calls_is_let_go_at_once() {
+    let (mut server, mut client) = strangers().await;
+    client.write_all(br#"15#{"pattern":"p"}"#).await.unwrap();
+    drop(deliveries(&mut server, 1).await);
+    let started = Instant::now();
+    server.stop();
+    let mut batch = Vec::new();
+    let end = poll_fn(|cx| server.poll_deliveries(cx, 1, &mut batch));
+    assert_eq!(end.await, None);
+    let closing = async {
+        poll_fn(|cx| server.poll_close(cx)).await;
+    };
+    let leaving = async {
+        let mut end = [0];
+        assert_eq!(client.read(&mut end).await.unwrap(), 0);
+        // What it does by itself when it sees the end.
+        client.shutdown().await.unwrap();
+    };
+    tokio::join!(closing, leaving);
+    assert_eq!(started.elapsed().as_millis(), 0);
 }
