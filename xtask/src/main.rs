@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a developer types. It needs nothing but cargo; what else it needs it installs, and says so.
 
+mod bench;
 mod cargo;
 mod chaos;
 mod check;
@@ -33,6 +34,8 @@ enum Task {
     Test(test::Options),
     /// Places orders while services and brokers are killed, and checks what became of each
     Chaos(chaos::Options),
+    /// Compares transports: the same handler on each, beside the raw client library
+    Bench(bench::Options),
     /// Checks format, lints, documentation and dependencies
     Lint(lint::Options),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Chaos(options) => chaos::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint(options) => lint::run(&options),
     };
     match outcome {
