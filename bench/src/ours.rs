@@ -23,7 +23,8 @@ fn url(spec: &Spec, base: &str) -> String {
 }
 
 fn calling(spec: &Spec, base: &str) -> String {
-    let url = url(spec, base);
+    // A server may say where it is with the options it was given.
+    let url = url(spec, base.split('?').next().unwrap_or(base));
     match (spec.wire, spec.transport) {
         (Wire::Native, _) | (_, Transport::Pubsub) => url,
         (Wire::Nest, _) => format!("{url}?wire=nest"),

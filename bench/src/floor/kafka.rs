@@ -185,7 +185,7 @@ impl Caller for Kafka {
             return Ok(1);
         }
         let bytes = payload.encode(codec)?;
-        let call = self.waiting.open();
+        let call = self.waiting.open(&self.spec);
         let number = call.0.to_be_bytes();
         let headers = [
             (NUMBER, &number[..]),

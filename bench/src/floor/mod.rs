@@ -13,7 +13,7 @@ mod tcp_nest;
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use nestling::transport::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     caller::Caller,
@@ -81,45 +81,75 @@ fn host(url: &str) -> Result<&str> {
 #[derive(Debug, Default)]
 struct Waiting {
     next: AtomicU64,
-    calls: Mutex<HashMap<u64, mpsc::UnboundedSender<Bytes>>>,
+    calls: Mutex<HashMap<u64, Waiter>>,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    One(oneshot::Sender<Bytes>),
+    Many(mpsc::UnboundedSender<Bytes>),
+}
+
+/// Where the replies of a call arrive.
+#[derive(Debug)]
+enum Replies {
+    One(oneshot::Receiver<Bytes>),
+    Many(mpsc::UnboundedReceiver<Bytes>),
 }
 
 impl Waiting {
     /// A number, and where its replies arrive. As many are sent as were asked for.
-    fn open(&self) -> (u64, mpsc::UnboundedReceiver<Bytes>) {
+    fn open(&self, spec: &Spec) -> (u64, Replies) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.lock().insert(number, sender);
-        (number, receiver)
+        let (waiter, replies) = match spec.values() {
+            1 => {
+                let (sender, receiver) = oneshot::channel();
+                (Waiter::One(sender), Replies::One(receiver))
+            }
+            _ => {
+                let (sender, receiver) = mpsc::unbounded_channel();
+                (Waiter::Many(sender), Replies::Many(receiver))
+            }
+        };
+        self.lock().insert(number, waiter);
+        (number, replies)
     }
 
+    /// Hands a reply on, unless its caller has gone.
     fn answer(&self, number: u64, payload: Bytes) {
-        if let Some(call) = self.lock().get(&number) {
-            // A caller that has gone is noticed when it closes its number.
-            call.send(payload).ok();
+        let mut calls = self.lock();
+        match calls.remove(&number) {
+            Some(Waiter::One(sender)) => drop(sender.send(payload)),
+            Some(Waiter::Many(sender)) => {
+                if sender.send(payload).is_ok() {
+                    calls.insert(number, Waiter::Many(sender));
+                }
+            }
+            None => {}
         }
     }
 
-    fn close(&self, number: u64) {
-        self.lock().remove(&number);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<Bytes>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for `values` replies and checks each.
+    /// Waits for all replies and checks each.
     async fn finish(
         &self,
-        (number, mut replies): (u64, mpsc::UnboundedReceiver<Bytes>),
+        (number, replies): (u64, Replies),
         spec: &Spec,
         sent: &Payload,
     ) -> Result<u32> {
-        for _ in 0..spec.values() {
-            let bytes = replies.recv().await.context("the connection was lost")?;
-            check(spec, sent, &bytes)?;
+        match replies {
+            Replies::One(reply) => check(spec, sent, &reply.await.context("no reply")?)?,
+            Replies::Many(mut replies) => {
+                for _ in 0..spec.values() {
+                    let bytes = replies.recv().await.context("the connection was lost")?;
+                    check(spec, sent, &bytes)?;
+                }
+                self.lock().remove(&number);
+            }
         }
-        self.close(number);
         Ok(spec.values())
     }
 }

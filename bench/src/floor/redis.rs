@@ -197,7 +197,7 @@ impl Caller for Redis {
             add.query_async::<()>(&mut connection).await?;
             return Ok(1);
         }
-        let call = self.waiting.open();
+        let call = self.waiting.open(&self.spec);
         add.arg("p").arg(payload.encode(codec)?);
         add.arg("to").arg(&self.replies);
         add.arg("n").arg(&call.0.to_be_bytes());

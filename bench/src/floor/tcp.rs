@@ -8,11 +8,14 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::mpsc,
     task::JoinSet,
 };
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use nestling::transport::Task;
 
@@ -28,13 +31,17 @@ use crate::{
 const ROUND: usize = 256;
 const NUMBER: usize = size_of::<u64>();
 
-fn framed(stream: TcpStream) -> Result<Framed<TcpStream, LengthDelimitedCodec>> {
+type Reading = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
+type Writing = FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>;
+
+fn framed(stream: TcpStream) -> Result<(Writing, Reading)> {
     stream.set_nodelay(true)?;
-    let mut framed = LengthDelimitedCodec::builder()
-        .max_frame_length(32 << 20)
-        .new_framed(stream);
-    framed.set_backpressure_boundary(64 << 10);
-    Ok(framed)
+    let mut codec = LengthDelimitedCodec::builder();
+    let codec = codec.max_frame_length(32 << 20);
+    let (read, write) = stream.into_split();
+    let mut writing = codec.new_write(write);
+    writing.set_backpressure_boundary(64 << 10);
+    Ok((writing, codec.new_read(read)))
 }
 
 pub(super) async fn serve(options: &Options) -> Result<Serving> {
@@ -57,7 +64,7 @@ pub(super) async fn serve(options: &Options) -> Result<Serving> {
 }
 
 async fn answer(stream: TcpStream, spec: Spec) -> Result<()> {
-    let (mut sink, stream) = framed(stream)?.split();
+    let (mut sink, stream) = framed(stream)?;
     let mut rounds = stream.ready_chunks(ROUND);
     while let Some(round) = rounds.next().await {
         for frame in round {
@@ -71,7 +78,7 @@ async fn answer(stream: TcpStream, spec: Spec) -> Result<()> {
                     .await?;
             }
         }
-        sink.flush().await?;
+        SinkExt::<Bytes>::flush(&mut sink).await?;
     }
     Ok(())
 }
@@ -84,7 +91,7 @@ fn numbered(number: u64, payload: &[u8]) -> Bytes {
 }
 
 pub(super) async fn connect(spec: &Spec, url: &str) -> Result<Box<dyn Caller>> {
-    let (mut sink, mut stream) = framed(TcpStream::connect(host(url)?).await?)?.split();
+    let (mut sink, mut stream) = framed(TcpStream::connect(host(url)?).await?)?;
     let (frames, mut outgoing) = mpsc::channel::<Bytes>(ROUND);
     let writing = work(async move {
         let mut round = Vec::with_capacity(ROUND);
@@ -92,7 +99,7 @@ pub(super) async fn connect(spec: &Spec, url: &str) -> Result<Box<dyn Caller>> {
             for frame in round.drain(..) {
                 sink.feed(frame).await?;
             }
-            sink.flush().await?;
+            SinkExt::<Bytes>::flush(&mut sink).await?;
         }
         Ok(())
     });
@@ -128,7 +135,7 @@ struct Tcp {
 impl Caller for Tcp {
     async fn act(&self, payload: &Payload) -> Result<u32> {
         let bytes = payload.encode(self.spec.codec.codec())?;
-        let call = self.waiting.open();
+        let call = self.waiting.open(&self.spec);
         let frame = numbered(call.0, &bytes);
         self.frames
             .send(frame)
