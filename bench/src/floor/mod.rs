@@ -118,14 +118,17 @@ impl Waiting {
     /// Hands a reply on, unless its caller has gone.
     fn answer(&self, number: u64, payload: Bytes) {
         let mut calls = self.lock();
-        match calls.remove(&number) {
-            Some(Waiter::One(sender)) => drop(sender.send(payload)),
-            Some(Waiter::Many(sender)) => {
-                if sender.send(payload).is_ok() {
-                    calls.insert(number, Waiter::Many(sender));
+        let is_gone = match calls.get(&number) {
+            Some(Waiter::Many(sender)) => sender.send(payload).is_err(),
+            _ => {
+                if let Some(Waiter::One(sender)) = calls.remove(&number) {
+                    drop(sender.send(payload));
                 }
+                return;
             }
-            None => {}
+        };
+        if is_gone {
+            calls.remove(&number);
         }
     }
 
