@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a developer types. It needs nothing but cargo; what else it needs it installs, and says so.
 
+mod bench;
 mod cargo;
 mod chaos;
 mod check;
@@ -36,6 +37,8 @@ enum Task {
     Chaos(chaos::Options),
     /// Counts instructions and allocations per message, and compares with what is recorded
     Cost(cost::Options),
+    /// Compares transports: the same handler on each, beside the raw client library
+    Bench(bench::Options),
     /// Checks format, lints, documentation and dependencies
     Lint(lint::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Chaos(options) => chaos::run(&options),
         Task::Cost(options) => cost::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint(options) => lint::run(&options),
     };
     match outcome {

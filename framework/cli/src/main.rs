@@ -4,6 +4,7 @@
 //! A file per command; [`target`] and [`call`] have what several of them take, [`outcome`] what a
 //! command comes to.
 
+mod bench;
 mod call;
 mod dead_letters;
 mod emit;
@@ -34,6 +35,7 @@ enum Command {
     Send(send::Send),
     Emit(emit::Emit),
     Listen(listen::Listen),
+    Bench(bench::Bench),
     DeadLetters(dead_letters::DeadLetters),
 }
 
@@ -42,7 +44,7 @@ impl Command {
     fn log_filter(&self) -> &'static str {
         match self {
             // What went wrong is their last word, in JSON, and should be the only one.
-            Self::Send(_) | Self::Emit(_) | Self::DeadLetters(_) => "off",
+            Self::Send(_) | Self::Emit(_) | Self::Bench(_) | Self::DeadLetters(_) => "off",
             Self::Listen(_) => "warn",
         }
     }
@@ -52,6 +54,7 @@ impl Command {
             Self::Send(send) => send.run().await,
             Self::Emit(emit) => emit.run().await,
             Self::Listen(listen) => listen.run().await,
+            Self::Bench(bench) => bench.run().await,
             Self::DeadLetters(dead_letters) => dead_letters.run().await,
         }
     }

@@ -26,9 +26,10 @@ use crate::{
 
 const MANIFEST: &str = include_str!("../nestjs/package.json");
 const LOCK: &str = include_str!("../nestjs/package-lock.json");
-const SOURCES: [(&str, &str); 9] = [
+const SOURCES: [(&str, &str); 10] = [
     ("application.mjs", include_str!("../nestjs/application.mjs")),
     ("client.mjs", include_str!("../nestjs/client.mjs")),
+    ("echo.mjs", include_str!("../nestjs/echo.mjs")),
     ("handlers.mjs", include_str!("../nestjs/handlers.mjs")),
     ("lines.mjs", include_str!("../nestjs/lines.mjs")),
     ("listener.mjs", include_str!("../nestjs/listener.mjs")),
@@ -212,6 +213,12 @@ impl App {
                 Err(unavailable(reason, "see what it says"))
             }
         }
+    }
+
+    /// The pid of the program.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// The line with which it said that it is ready.

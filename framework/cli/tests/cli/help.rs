@@ -11,6 +11,7 @@ fn help_is_as_it_was_read_last() {
         ("send", &["send", "--help"]),
         ("emit", &["emit", "--help"]),
         ("listen", &["listen", "--help"]),
+        ("bench", &["bench", "--help"]),
     ] {
         let ended = match args {
             [one] => run([one]),

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod bench;
 mod brokers;
 mod dead_letters;
 mod emit;
