@@ -167,9 +167,7 @@ mod tests {
             events: vec!["redis://:hunter2@localhost".to_owned()],
             instance: None,
             data: PathBuf::from("data"),
-            drain: Drain {
-                seconds: 0,
-            },
+            drain: Drain { seconds: 0 },
         };
         let text = format!("{config:?}");
         assert!(text.contains("localhost") && !text.contains("hunter2"));
