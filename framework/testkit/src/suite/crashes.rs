@@ -220,6 +220,9 @@ pub async fn a_request_that_is_not_idempotent_never_runs_twice(stage: Stage) {
 /// How many of each job there are; half of them before the process is killed.
 const JOBS: u64 = 60;
 const KEYS: u64 = 4;
+/// None of them, and nobody holds on to it.
+const FIRST: u64 = 3 * JOBS + 1;
+const WARM: Duration = Duration::from_secs(5);
 
 /// A process is killed with requests and events in its hands, and another takes over: every event that was acknowledged
 /// is handled, in the order of its key where that is promised, requests that may run twice are answered, and those that
@@ -243,6 +246,13 @@ pub async fn a_killed_process_is_taken_over(stage: Stage) {
     let address = early.as_ref().map_or("", Running::address);
     let client = stage.client_builder_of(&[&child.address, address]);
     let client = stage.connect(client).await;
+    // Who is connected already is asked first, and both have to be.
+    eventually("the process to be reached", async || {
+        let call = client.send_at::<u64>(patterns.careless, &FIRST);
+        call.timeout(WARM).await.ok();
+        (theirs.count() > 0).then_some(())
+    })
+    .await;
 
     let repeats = stage.capabilities().redelivers;
     let first = jobs(&client, patterns, repeats, 0..JOBS / 2);
