@@ -3,12 +3,16 @@
 use std::{
     env,
     process::{Command, ExitCode},
+    thread,
 };
 
 use anyhow::{Context, Result};
 use nestling_testkit::{Broker, Kind, Options as BrokerOptions};
 
 use crate::{cargo, install, signal::Interrupt, terminal::step};
+
+/// How many tests of one program run beside each other.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -41,6 +45,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// Leaves the last word to the test runner: its count closes the output, its exit code is ours.
 fn suite(command: &mut Command, filters: &[String]) -> Result<ExitCode> {
+    // Most tests wait for a broker most of the time.
+    if env::var_os(THREADS).is_none() {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        command.env(THREADS, (3 * cores).to_string());
+    }
     command
         .env("REQUIRE_BROKERS", "1")
         .args(["test", "--workspace"])
