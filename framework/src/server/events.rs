@@ -168,6 +168,16 @@ struct Held {
 }
 
 impl Event {
+    /// One that no handler gets.
+    pub(super) fn given_up(origin: Origin, rejection: Rejection) -> Self {
+        Self {
+            turn: Turn::Free,
+            origin,
+            handlers: Vec::new(),
+            worn_out: Some(rejection),
+        }
+    }
+
     /// Gives the permit to the handler that runs, or back if none does.
     pub(super) fn hand_over(
         &mut self,

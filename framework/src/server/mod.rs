@@ -8,11 +8,15 @@ mod run;
 mod signals;
 mod work;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{error, fmt, io, iter, sync::Arc, time::Duration};
 
 use bytestring::ByteString;
 use futures_util::{StreamExt, stream::SelectAll};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -23,10 +27,14 @@ use crate::{
     endpoint::{Endpoint, Endpoints},
     router::Router,
     transport::{
-        DeadLetterStore, Error, EventPattern, MessagePattern, ServerTransport, Source, Sources,
-        Subscription,
+        DeadLetterStore, Error, ErrorKind, EventPattern, MessagePattern, ServerTransport, Source,
+        Sources, Subscription,
     },
 };
+
+/// How long [`Server::run`] waits for a broker that is away, and how often it looks.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// A service about to run: its name, its handlers and where it listens.
 ///
@@ -37,7 +45,7 @@ use crate::{
 /// Server::new("user", router).listen("nats://localhost").events("kafka://localhost").run().await
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     name: String,
     instance: String,
@@ -84,6 +92,29 @@ pub enum StartError {
     Signal(std::io::Error),
     /// A second signal ended the server before it had drained.
     CutOff,
+}
+
+impl StartError {
+    /// Whether it is a broker that is away: an address of this machine that cannot be had stays so.
+    fn may_pass(&self) -> bool {
+        let Self::Transport { source, .. } = self else {
+            return false;
+        };
+        let mut causes =
+            iter::successors(Some(source as &dyn error::Error), |error| error.source());
+        let is_ours = causes.any(|cause| {
+            let kind = cause.downcast_ref().map(io::Error::kind);
+            matches!(
+                kind,
+                Some(
+                    io::ErrorKind::AddrInUse
+                        | io::ErrorKind::AddrNotAvailable
+                        | io::ErrorKind::PermissionDenied
+                )
+            )
+        });
+        source.kind() == ErrorKind::Connect && !is_ours
+    }
 }
 
 impl fmt::Display for StartError {
@@ -218,13 +249,14 @@ impl Server {
     }
 
     /// Runs until SIGINT or SIGTERM, then drains; a second signal ends it at once, as a crash would.
+    /// A broker that is away when it starts is waited for, for a minute.
     ///
     /// # Errors
     /// [`StartError`] when it cannot start, or was not let finish.
     pub async fn run(self) -> Result<(), StartError> {
         let mut signals = Signals::listen().map_err(StartError::Signal)?;
         let running = tokio::select! {
-            started = self.start() => started?,
+            started = self.start_patiently() => started?,
             () = signals.next() => return Ok(()),
         };
         signals.next().await;
@@ -232,6 +264,19 @@ impl Server {
         tokio::select! {
             () = running.shutdown() => Ok(()),
             () = signals.next() => Err(StartError::CutOff),
+        }
+    }
+
+    async fn start_patiently(self) -> Result<Running, StartError> {
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            match self.clone().start().await {
+                Err(error) if error.may_pass() && Instant::now() < deadline => {
+                    tracing::warn!(%error, "cannot start yet, trying again");
+                    sleep(START_PAUSE).await;
+                }
+                ended => return ended,
+            }
         }
     }
 

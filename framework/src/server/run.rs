@@ -285,12 +285,28 @@ impl Driver {
         Arc::clone(&self.unsettled).try_acquire_owned().ok()
     }
 
+    /// What becomes of a delivery that is too much to look at.
+    fn refuse(&self, delivery: &mut Delivery, what: &str) -> Started {
+        tracing::warn!(kind = ?delivery.kind, "refused: {what}");
+        if delivery.kind == Kind::Message {
+            return Started::Settle(Outcome::Fail(RpcError::resource_exhausted(what)));
+        }
+        let handlers = self.shared.router.find_events(delivery.route()).len();
+        let rejection = Rejection {
+            reason: what.to_owned(),
+            attempts: delivery.attempt,
+            handlers: (0..handlers).collect(),
+            envelope: std::mem::take(&mut delivery.envelope),
+        };
+        Started::Event(Event::given_up(self.origin, rejection))
+    }
+
     /// Whether it is answered is the sender's choice and not the handler's, as in NestJS: a message
     /// to a pattern that only has event handlers runs them, and an event without a handler of its own
     /// runs the message's.
     fn start(&mut self, delivery: &mut Delivery, task: &mut task::Context<'_>) -> Started {
         if let Err(what) = delivery.envelope.check_received() {
-            return Started::Settle(refused(delivery, what));
+            return self.refuse(delivery, what);
         }
         let router = &self.shared.router;
         let (route, kind) = (delivery.route(), delivery.kind);
@@ -351,20 +367,6 @@ pub(super) enum Started {
     Message(Running),
     Waiting(Waiting),
     Event(Event),
-}
-
-/// What becomes of a delivery that is too much to look at.
-fn refused(delivery: &mut Delivery, what: &str) -> Outcome {
-    tracing::warn!(kind = ?delivery.kind, "refused: {what}");
-    match delivery.kind {
-        Kind::Message => Outcome::Fail(RpcError::resource_exhausted(what)),
-        Kind::Event => Outcome::Reject(Rejection {
-            reason: what.to_owned(),
-            attempts: delivery.attempt,
-            handlers: Vec::new(),
-            envelope: std::mem::take(&mut delivery.envelope),
-        }),
-    }
 }
 
 /// A delivery whose work was torn down is dropped, which gives it back.

@@ -451,7 +451,7 @@ impl Responder for MemoryResponder {
     }
 
     fn tried(&mut self, attempts: u32) {
-        self.tried = attempts;
+        self.tried = self.tried.max(attempts);
     }
 
     fn settle(self: Box<Self>, outcome: Outcome) {

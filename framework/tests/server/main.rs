@@ -23,7 +23,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,7 +31,8 @@ use std::{
 use futures_util::stream;
 use nestling::{
     Client, Code, Context, Event, Guarantee, Payload, Router, RpcError, Server, StartError,
-    Streaming, guard, intercept, transport::Memory,
+    Streaming, guard, intercept,
+    transport::{self, Capabilities, Memory, ServerTransport, Sources, Subscription},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{

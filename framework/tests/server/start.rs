@@ -150,3 +150,84 @@ fn two_handlers_of_one_message_are_refused_naming_both_places() {
         assert!(text.contains(&place), "no {place} in: {text}");
     }
 }
+
+/// Refuses to be subscribed to, some times.
+struct Away {
+    times: AtomicU32,
+    memory: Memory,
+    error: fn() -> transport::Error,
+}
+
+#[async_trait::async_trait]
+impl ServerTransport for Away {
+    fn name(&self) -> &'static str {
+        "away"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<Sources, transport::Error> {
+        let left = self
+            .times
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |times| {
+                times.checked_sub(1)
+            });
+        match left {
+            Ok(_) => Err((self.error)()),
+            Err(_) => self.memory.subscribe(subscription).await,
+        }
+    }
+}
+
+fn away(times: u32, error: fn() -> transport::Error) -> (Memory, Server) {
+    let memory = Memory::new();
+    let transport: Arc<dyn ServerTransport> = Arc::new(Away {
+        times: AtomicU32::new(times),
+        memory: memory.clone(),
+        error,
+    });
+    let router = Router::new().message_at("echo", echo);
+    (memory, Server::new("early", router).listen(transport))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_runs_waits_for_a_broker_that_is_away() {
+    let (memory, server) = away(20, || {
+        transport::Error::new(transport::ErrorKind::Connect, "nobody there")
+    });
+    let running = transport::Task::spawn(async move { server.run().await.unwrap() });
+    let client = Client::connect(&memory).await.unwrap();
+    let reply: u64 = loop {
+        match client.send_at("echo", &7).await {
+            Ok(reply) => break reply,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    assert_eq!(reply, 7);
+    drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_does_not_wait_for_ever_nor_for_what_does_not_pass() {
+    let (_, server) = away(u32::MAX, || {
+        transport::Error::new(transport::ErrorKind::Connect, "nobody there")
+    });
+    let began = tokio::time::Instant::now();
+    assert!(server.run().await.is_err());
+    assert!(began.elapsed() >= Duration::from_secs(60));
+
+    for error in [
+        || transport::Error::new(transport::ErrorKind::Config, "nonsense"),
+        || {
+            let taken = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+            transport::Error::new(transport::ErrorKind::Connect, "listen").with_source(taken)
+        },
+    ] {
+        let (_, server) = away(u32::MAX, error);
+        let began = tokio::time::Instant::now();
+        assert!(server.run().await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+}
