@@ -48,7 +48,7 @@ fn suite(command: &mut Command, filters: &[String]) -> Result<ExitCode> {
     // Most tests wait for a broker most of the time.
     if env::var_os(THREADS).is_none() {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        command.env(THREADS, (3 * cores).to_string());
+        command.env(THREADS, (2 * cores).to_string());
     }
     command
         .env("REQUIRE_BROKERS", "1")

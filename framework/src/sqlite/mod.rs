@@ -7,6 +7,10 @@
 //! has acknowledged it; and the id of a handled event is written to the inbox in the transaction of
 //! its effect, so that a second delivery finds it and does nothing.
 //!
+//! SQLite is opened so that a crash of the process loses nothing that was committed; a loss of power may
+//! take back the last transactions (`synchronous = NORMAL`), with what was published or acknowledged
+//! for them meanwhile.
+//!
 //! Replicas of a service that share a database file each run a relay: events of one key keep their
 //! order whichever of them publishes. [`Outbox::gauges`] shows how far publishing is behind.
 //!

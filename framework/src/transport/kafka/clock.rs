@@ -74,6 +74,8 @@ impl Asker {
         match within(Instant::now() + PATIENCE, self.ask()).await {
             Ok(()) => INTERVAL,
             Err(error) => {
+                // It may have gone with everything else that the brokers had.
+                self.topics.forget(CLOCK);
                 tracing::warn!(%error, "what time it is at the Kafka brokers is not known");
                 AGAIN
             }

@@ -215,7 +215,7 @@ impl Link {
         let connecting = tls::connect(host, tls.as_ref());
         let stream = connecting.await.map_err(handshake_failed)?;
         let connecting = MultiplexedConnection::new_with_config(settings, stream, config);
-        let (connection, driver) = connecting.await?;
+        let (connection, driver) = connecting.await.map_err(without_arguments)?;
         Ok((connection, Task::spawn(driver)))
     }
 
@@ -342,6 +342,18 @@ fn late() -> RedisError {
     io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
+/// A server that does not know how it is greeted repeats what it was told, the password included.
+fn without_arguments(error: RedisError) -> RedisError {
+    match error.detail() {
+        Some(detail) if detail.contains("unknown command") => (
+            Cause::InvalidClientConfig,
+            "Redis does not know HELLO or AUTH",
+        )
+            .into(),
+        _ => error,
+    }
+}
+
 /// Whether it is our name, password or certificate that Redis does not like.
 fn is_refused(error: &RedisError) -> bool {
     error.kind() == Cause::AuthenticationFailed
@@ -362,4 +374,22 @@ fn handshake_failed(error: io::Error) -> RedisError {
 /// What `TIME` answered, seconds and microseconds, in milliseconds.
 pub(super) fn millis((seconds, micros): (i64, i64)) -> i64 {
     seconds.saturating_mul(1000).saturating_add(micros / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_were_greeted_with_is_not_repeated() {
+        let told = "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'ada' 'hunter2'";
+        let error = (Cause::InvalidClientConfig, "ERR", told.to_owned()).into();
+        let text = format!("{0} {0:?}", without_arguments(error));
+        assert!(
+            text.contains("HELLO") && !text.contains("hunter2"),
+            "{text}"
+        );
+        let other = RedisError::from((Cause::AuthenticationFailed, "WRONGPASS"));
+        assert!(is_refused(&without_arguments(other)));
+    }
 }

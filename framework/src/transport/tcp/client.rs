@@ -472,8 +472,14 @@ impl State {
     fn leave(&mut self, connection: Arc<Connection>) {
         self.leaving
             .retain(|connection| !connection.link.has_ended());
-        if self.leaving.len() >= MOST_LEAVING {
-            self.leaving.remove(0);
+        // One that still has calls stays: they end by their deadlines.
+        if self.leaving.len() >= MOST_LEAVING
+            && let Some(idle) = self
+                .leaving
+                .iter()
+                .position(|connection| connection.link.pending().is_empty())
+        {
+            self.leaving.remove(idle);
         }
         if !connection.link.has_ended() {
             self.leaving.push(connection);

@@ -164,8 +164,9 @@ fn configure(broker: &Broker, path: &Path) -> io::Result<Configured> {
              share.coordinator.state.topic.num.partitions=4\n\
              # The first member of a group does not wait for others.\n\
              group.initial.rebalance.delay.ms=0\n\
-             # Back in three seconds after a kill; with the defaults the controller waits out the old session.\n\
-             broker.session.timeout.ms=1500\n\
+             # Back in five seconds after a kill; with the defaults the controller waits out the old session. Less\n\
+             # fences a broker that is slow because everybody is.\n\
+             broker.session.timeout.ms=3000\n\
              broker.heartbeat.interval.ms=300\n\
              # 128 MiB of the heap by default, and with the partitions of all tests there is none left.\n\
              log.cleaner.dedupe.buffer.size=8388608\n\
