@@ -35,8 +35,8 @@ pub(crate) struct Bench {
     #[arg(long)]
     event: bool,
     /// Show the figures as a line of JSON, times in microseconds
-    #[arg(long)]
-    json: bool,
+    #[arg(long = "json")]
+    as_json: bool,
 }
 
 fn help() -> String {
@@ -59,7 +59,7 @@ impl Bench {
             rate,
             duration,
             event,
-            json,
+            as_json,
             call,
         } = self;
         let load = async |client: &Client, call: Prepared| {
@@ -69,7 +69,7 @@ impl Bench {
                 None => load::closed(concurrency as usize, duration, act).await,
             };
             let output = Output::default();
-            match json {
+            match as_json {
                 true => output.line(&figures(&measured).to_string()).await?,
                 false => {
                     output.line(&throughput(&measured)).await?;
