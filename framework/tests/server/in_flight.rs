@@ -28,6 +28,15 @@ async fn served(router: Router, permits: usize) -> (Running, Client) {
     (server, client.unwrap())
 }
 
+/// A handler that holds what it gets until its turn, and has one place.
+fn one_held() -> (Log<u64>, Arc<Notify>, Router) {
+    let (log, turn) = (Log::new(), Arc::new(Notify::new()));
+    let router = Router::new()
+        .message_at("held", held(&log, &turn))
+        .max_in_flight(1);
+    (log, turn, router)
+}
+
 /// Fails at once, every time, and says with what.
 fn failing(
     log: &Log<u64>,
@@ -98,10 +107,7 @@ async fn a_limit_of_a_handlers_own_stays_and_a_router_has_one_for_each() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_beyond_the_queue_of_a_handler_is_refused_at_once() {
-    let (log, turn) = (Log::new(), Arc::new(Notify::new()));
-    let router = Router::new()
-        .message_at("held", held(&log, &turn))
-        .max_in_flight(1);
+    let (_, turn, router) = one_held();
     let (server, client) = served(router, 100).await;
     let began = Instant::now();
     let calls = (0..20_u64).map(|n| {
@@ -136,10 +142,7 @@ async fn what_is_beyond_the_queue_of_a_handler_is_refused_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_message_that_has_waited_until_its_deadline_is_refused_without_having_run() {
     let (transport, deliveries) = script();
-    let (log, turn) = (Log::new(), Arc::new(Notify::new()));
-    let router = Router::new()
-        .message_at("held", held(&log, &turn))
-        .max_in_flight(1);
+    let (log, turn, router) = one_held();
     let server = Server::new("x", router)
         .listen(transport)
         .handler_timeout(SECOND * 50);
@@ -173,10 +176,7 @@ async fn a_message_that_has_waited_until_its_deadline_is_refused_without_having_
 
 #[tokio::test(start_paused = true)]
 async fn a_message_whose_caller_goes_while_it_waits_never_runs() {
-    let (log, turn) = (Log::new(), Arc::new(Notify::new()));
-    let router = Router::new()
-        .message_at("held", held(&log, &turn))
-        .max_in_flight(1);
+    let (log, turn, router) = one_held();
     let (server, client) = served(router, 100).await;
     let first = client.send_at::<u64>("held", &0).into_future();
     let watch = async {
@@ -258,10 +258,7 @@ async fn events_beyond_a_handlers_limit_wait_in_the_order_of_their_keys() {
 #[tokio::test(start_paused = true)]
 async fn an_event_that_a_message_handler_takes_is_not_refused_either() {
     let (transport, deliveries) = script();
-    let (log, turn) = (Log::new(), Arc::new(Notify::new()));
-    let router = Router::new()
-        .message_at("held", held(&log, &turn))
-        .max_in_flight(1);
+    let (log, turn, router) = one_held();
     let server = Server::new("x", router)
         .listen(transport)
         .handler_timeout(HOUR);

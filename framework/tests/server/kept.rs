@@ -126,6 +126,23 @@ async fn a_refused_message_is_not_kept() {
     server.shutdown().await;
 }
 
+/// What is too much to look at reaches no handler, and names those it was for.
+#[tokio::test(start_paused = true)]
+async fn an_event_without_measure_is_kept_for_its_handlers() {
+    let shelf = Shelf::failing(0);
+    let (server, deliveries) = refusing(&shelf).await;
+    let witness = Witness::new();
+    let mut event = witness.delivery(Kind::Event, "refused", "7");
+    event.envelope.headers.set("large", "x".repeat(1 << 20));
+    deliveries.send(event).unwrap();
+    sleep(SECOND * 60).await;
+    let kept = shelf.rejections();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].handlers, [0]);
+    assert!(kept[0].reason.contains("headers"), "{}", kept[0].reason);
+    server.shutdown().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_nobody_settled_is_kept_too() {
     let shelf = Shelf::failing(0);

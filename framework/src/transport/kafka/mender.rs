@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::{sync::Notify, time::sleep};
 
@@ -38,6 +39,8 @@ impl Mender {
             loop {
                 mending.lost.notified().await;
                 mend(&topics, &wanted).await;
+                // Each lost topic has an error of its own; all that came meanwhile are answered.
+                mending.lost.notified().now_or_never();
                 mending.made.store(true, Ordering::Release);
             }
         });

@@ -98,7 +98,7 @@ impl Offsets {
 
     /// Whether records may be delivered.
     pub(super) fn is_announced(&self) -> bool {
-        self.announced
+        self.announced || self.uncommitted().is_none()
     }
 
     /// This reader ends in good order: whoever comes next begins anew.
