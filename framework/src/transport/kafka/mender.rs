@@ -10,11 +10,17 @@ use std::{
 
 use futures_util::FutureExt;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 use super::topics::{Purpose, Topics};
 use crate::transport::Task;
 
+/// How often one of the topics is looked at without being told: a consumer does not always hear that
+/// what it reads is gone.
+const LOOK: Duration = Duration::from_secs(10);
 /// The pause before it is tried again, at first and at most.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -37,7 +43,11 @@ impl Mender {
         let (topics, mending) = (Arc::clone(topics), Arc::clone(&shared));
         let task = Task::spawn(async move {
             loop {
-                mending.lost.notified().await;
+                if timeout(LOOK, mending.lost.notified()).await.is_err()
+                    && !is_gone(&topics, &wanted).await
+                {
+                    continue;
+                }
                 mend(&topics, &wanted).await;
                 // Each lost topic has an error of its own; all that came meanwhile are answered.
                 mending.lost.notified().now_or_never();
@@ -62,6 +72,15 @@ impl Mender {
     pub(super) fn has_mended(&self) -> bool {
         self.shared.made.swap(false, Ordering::AcqRel)
     }
+}
+
+/// Whether the cluster has lost what a service reads: all of it or nothing, as a rule.
+async fn is_gone(topics: &Topics, wanted: &[(String, Purpose)]) -> bool {
+    let Some((first, _)) = wanted.first() else {
+        return false;
+    };
+    // That no broker answers is said elsewhere.
+    topics.is_gone(first).await.unwrap_or_default()
 }
 
 async fn mend(topics: &Topics, wanted: &[(String, Purpose)]) {

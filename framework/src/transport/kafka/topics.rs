@@ -12,6 +12,7 @@ use rdkafka::{
     config::FromClientConfigAndContext,
     error::{KafkaResult, RDKafkaErrorCode},
     metadata::Metadata,
+    types::RDKafkaRespErr,
 };
 
 use super::{CONNECT, Logged, MAX_RECORD, Settings, blocking, let_go};
@@ -182,6 +183,22 @@ impl Topics {
         let names = vec![topic.to_owned()];
         let present = look_up(&self.lookup, &self.settings, names).await?;
         Ok(self.remember(&present).contains(topic))
+    }
+
+    /// Whether the cluster says that there is no such topic; one that has no leader yet is there.
+    pub(super) async fn is_gone(&self, topic: &str) -> Result<bool, Error> {
+        let (lookup, settings) = (Arc::clone(&self.lookup), self.settings.clone());
+        let name = topic.to_owned();
+        blocking(move || {
+            let metadata = lookup(Some(&name), CONNECT)
+                .map_err(|error| settings.failed("ask Kafka for a topic", error))?;
+            let found = metadata.topics().iter().find(|topic| topic.name() == name);
+            Ok(found.is_none_or(|topic| {
+                let unknown = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+                topic.error() == Some(unknown)
+            }))
+        })
+        .await
     }
 
     /// A topic that was seen is gone.
