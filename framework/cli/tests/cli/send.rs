@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream;
 use nestling::{Context, Router, RpcError, Streaming};
+use nestling_testkit::Proxy;
 use serde_json::{json, value::RawValue};
 use tokio::{sync::mpsc, time::timeout};
 
@@ -169,10 +170,15 @@ async fn where_nobody_is_there_is_no_connection() {
         pending::<Result<(), RpcError>>()
     };
     let server = serve(Router::new().message_at("hang", hang)).await;
-    let sending = Started::new(["send", server.address(), "hang", "--timeout", "1m"]);
+    let (_, port) = server.address().rsplit_once(':').unwrap();
+    let link = Proxy::start().await.unwrap();
+    link.forward_to(port.parse().unwrap());
+    let url = format!("tcp://127.0.0.1:{}", link.port());
+    let sending = Started::new(["send", &url, "hang", "--timeout", "1m"]);
     timeout(SOON, begun.recv()).await.unwrap();
-    drop(server);
+    link.cut();
     sending.end().check(3, "");
+    drop(server);
 }
 
 #[tokio::test(flavor = "multi_thread")]
