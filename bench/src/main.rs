@@ -2,6 +2,8 @@
 
 mod caller;
 mod floor;
+mod gateway;
+mod idle;
 mod matrix;
 mod ours;
 mod payload;
@@ -32,6 +34,13 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Role {
+    /// What a quiet TCP connection takes of a server's memory
+    Idle(idle::Options),
+    /// What the gateway adds to a call
+    Gateway(gateway::Options),
+    /// A part of that; only this program starts it.
+    #[command(hide = true)]
+    Side(gateway::Side),
     /// The other side; only this program starts it.
     #[command(hide = true)]
     Serve(serve::Options),
@@ -54,6 +63,9 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     runtime.block_on(async {
         match cli.role {
+            Some(Role::Idle(options)) => idle::measure(&options).await,
+            Some(Role::Gateway(options)) => gateway::measure(&options).await,
+            Some(Role::Side(side)) => gateway::serve(side).await,
             Some(Role::Serve(options)) => serve::serve(options).await,
             None => compare(cli.compare).await,
         }
@@ -64,7 +76,7 @@ async fn compare(compare: Compare) -> Result<()> {
     let baseline = compare.baseline.as_deref().map(Report::read).transpose()?;
     let mut brokers = Brokers::default();
     let mut rows = Vec::new();
-    report::print_heading();
+    report::print_heading(&compare.options);
     for spec in compare.options.specs() {
         let measured = run::measure(spec, &compare.options, &mut brokers, |contestants| {
             report::print(&contestants);

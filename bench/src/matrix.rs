@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What the comparison takes.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
     /// 64 bytes, one and 64 in flight, every transport: below three minutes
     #[arg(long)]
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// Over how many connections those are spread
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) connections: usize,
+    /// How many processes answer; more than one where a broker shares the work out
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) replicas: usize,
     /// How long each is measured, in several turns
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub(crate) duration: Option<Duration>,
@@ -44,12 +47,14 @@ const SPECS: &[(Transport, Wire, Encoding, Workload)] = {
     use Encoding::{Bincode, Json};
     use Transport::{Jetstream, Kafka, Memory, Nats, Pubsub, Redis, Tcp};
     use Wire::{Native, Nest};
-    use Workload::{Event, Request, Stream};
+    use Workload::{Event, Request, Stream, Yield};
     &[
         (Memory, Native, Json, Request),
         (Tcp, Native, Json, Request),
         (Tcp, Native, Bincode, Request),
         (Tcp, Nest, Json, Request),
+        (Tcp, Native, Bincode, Yield),
+        (Tcp, Nest, Json, Yield),
         (Nats, Native, Json, Request),
         (Nats, Nest, Json, Request),
         (Redis, Native, Json, Request),
@@ -72,7 +77,14 @@ impl Options {
         let wanted = |spec: &Spec| {
             let is_one = |list: &[Transport]| list.is_empty() || list.contains(&spec.transport);
             let quick = !self.quick || spec.workload != Workload::Stream;
+            // On TCP and Pub/Sub nothing shares it out.
+            let shares = self.replicas == 1
+                || !matches!(
+                    spec.transport,
+                    Transport::Memory | Transport::Tcp | Transport::Pubsub
+                );
             is_one(&self.transports)
+                && shares
                 && (self.workloads.contains(&spec.workload) || (self.workloads.is_empty() && quick))
         };
         SPECS
@@ -113,7 +125,7 @@ impl Options {
     /// Who is compared on a row.
     pub(crate) fn contestants(&self, spec: &Spec) -> Vec<Who> {
         let mut all = vec![Who::Nestling, Who::Floor];
-        if self.peers {
+        if self.peers && self.replicas == 1 {
             all.extend(peers::of(spec));
         }
         all

@@ -42,6 +42,12 @@ fn router(spec: &Spec, pattern: String, seen: &'static Seen) -> Router {
                 Ok::<_, RpcError>(payload)
             })
         }
+        Workload::Yield => {
+            Router::new().message_with(pattern, true, |Body(payload): Body<Payload>| async move {
+                tokio::task::yield_now().await;
+                Ok::<_, RpcError>(payload)
+            })
+        }
         Workload::Event => {
             let handler = move |Body(payload): Body<Payload>| async move {
                 seen.note(&payload)
@@ -118,7 +124,7 @@ impl Caller for Ours {
     async fn act(&self, payload: &Payload) -> Result<u32> {
         let pattern = self.pattern.clone();
         match self.spec.workload {
-            Workload::Request => {
+            Workload::Request | Workload::Yield => {
                 let reply: Payload = self.client.send_at(pattern, payload).await?;
                 ensure!(reply == *payload, "the reply is another's");
                 Ok(1)

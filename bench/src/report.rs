@@ -10,7 +10,10 @@ use bench::load::Measured;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Spec, Who, Wire, name};
+use crate::{
+    matrix::Options,
+    spec::{Spec, Who, Wire, name},
+};
 
 pub(crate) use table::{print, print_heading, verdicts};
 
@@ -38,6 +41,8 @@ pub(crate) struct Row {
     pub(crate) payload: usize,
     pub(crate) concurrency: usize,
     pub(crate) connections: usize,
+    /// Processes that answer.
+    pub(crate) replicas: usize,
     /// What is promised.
     pub(crate) guarantee: String,
     /// Messages a second, the median of the turns.
@@ -60,7 +65,7 @@ impl Row {
         who: Who,
         payload: usize,
         concurrency: usize,
-        connections: usize,
+        options: &Options,
     ) -> Self {
         let wire = match spec.wire {
             Wire::Native => "native",
@@ -75,7 +80,8 @@ impl Row {
             who: name(&who),
             payload,
             concurrency,
-            connections,
+            connections: options.connections,
+            replicas: options.replicas,
             guarantee: spec.transport.guarantee(spec.workload).to_owned(),
             throughput: 0.0,
             turns: Vec::new(),
@@ -91,13 +97,8 @@ impl Row {
 
     /// Whether both are the same measurement, whoever it was made of.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
-        (&self.name, self.payload, self.concurrency, self.connections)
-            == (
-                &other.name,
-                other.payload,
-                other.concurrency,
-                other.connections,
-            )
+        let place = |row: &Self| (row.payload, row.concurrency, row.connections, row.replicas);
+        self.name == other.name && place(self) == place(other)
     }
 }
 

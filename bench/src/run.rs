@@ -62,16 +62,16 @@ struct Contestant {
 enum Answering {
     /// In this process, for as long as it is kept.
     Here(#[expect(dead_code, reason = "it is only kept")] Box<dyn Send>),
-    Ours(Server),
+    Ours(Vec<Server>),
     NestJs(App),
 }
 
 impl Answering {
-    fn pid(&self) -> Option<u32> {
+    fn pids(&self) -> Vec<u32> {
         match self {
-            Self::Here(_) => None,
-            Self::Ours(server) => Some(server.pid()),
-            Self::NestJs(app) => Some(app.pid()),
+            Self::Here(_) => Vec::new(),
+            Self::Ours(replicas) => replicas.iter().map(Server::pid).collect(),
+            Self::NestJs(app) => vec![app.pid()],
         }
     }
 }
@@ -97,7 +97,7 @@ pub(crate) async fn measure(
 ) -> Result<()> {
     let mut contestants = Vec::new();
     for who in options.contestants(&spec) {
-        let contestant = Contestant::start(spec, who, options.connections, brokers).await;
+        let contestant = Contestant::start(spec, who, options, brokers).await;
         contestants.push(contestant.with_context(|| format!("{spec}: start {who:?}"))?);
     }
     for size in options.payloads() {
@@ -131,7 +131,7 @@ async fn compare(
     }
     let mut rows = Vec::new();
     for (contestant, turns) in contestants.iter_mut().zip(turns) {
-        let mut row = Row::new(spec, contestant.who, size, concurrency, options.connections);
+        let mut row = Row::new(spec, contestant.who, size, concurrency, options);
         contestant.fill(&mut row, turns)?;
         let is_asked = !options.quick && spec.workload == Workload::Request;
         if let (true, Calling::Here(callers)) = (is_asked, &contestant.calling) {
@@ -147,13 +147,12 @@ async fn compare(
 }
 
 impl Contestant {
-    async fn start(
-        spec: Spec,
-        who: Who,
-        connections: usize,
-        brokers: &mut Brokers,
-    ) -> Result<Self> {
-        ensure!(connections > 0, "there is at least one connection");
+    async fn start(spec: Spec, who: Who, options: &Options, brokers: &mut Brokers) -> Result<Self> {
+        let (connections, replicas) = (options.connections, options.replicas);
+        ensure!(
+            connections > 0 && replicas > 0,
+            "there is at least one connection, and one replica"
+        );
         let pattern = format!("{}.echo", unique("bench"));
         let broker = brokers.of(spec.transport)?;
         let (url, broker) = broker.unwrap_or(("tcp://127.0.0.1:0".to_owned(), None));
@@ -171,17 +170,19 @@ impl Contestant {
             (_, Who::Tarpc | Who::Tonic) => {
                 let server = peers::serve(who)?;
                 let caller = peers::Caller::connect(who, &server.url, connections)?;
-                (Answering::Ours(server), Calling::Peer(caller))
+                (Answering::Ours(vec![server]), Calling::Peer(caller))
             }
             (_, Who::Nestjs) => {
                 let (app, url) = peers::nestjs(&url, &pattern)?;
-                let callers = connect(spec, who, &url, &pattern, connections).await?;
+                let callers = connect_all(spec, who, &url, &pattern, connections).await?;
                 (Answering::NestJs(app), callers)
             }
             (_, Who::Nestling | Who::Floor) => {
-                let server = Server::start(spec, who, &url, &pattern)?;
-                let callers = connect(spec, who, &server.url, &pattern, connections).await?;
-                (Answering::Ours(server), callers)
+                let start = |_| Server::start(spec, who, &url, &pattern);
+                let replicas: Vec<_> = (0..replicas).map(start).collect::<Result<_>>()?;
+                let at = replicas[0].url.clone();
+                let callers = connect_all(spec, who, &at, &pattern, connections).await?;
+                (Answering::Ours(replicas), callers)
             }
         };
         Ok(Self {
@@ -194,15 +195,19 @@ impl Contestant {
 
     /// What client, server and broker have used so far.
     fn used(&self) -> Result<Usage> {
-        let cpu = |pid: Option<u32>| pid.map_or(Ok(0.0), usage::cpu_seconds);
+        let cpu = |pids: Vec<u32>| {
+            pids.into_iter()
+                .map(usage::cpu_seconds)
+                .sum::<Result<f64>>()
+        };
         let client = match &self.calling {
             Calling::Here(_) => process::id(),
             Calling::Peer(caller) => caller.pid(),
         };
         Ok(Usage {
             client: usage::cpu_seconds(client)?,
-            server: cpu(self.answering.pid())?,
-            broker: cpu(self.broker)?,
+            server: cpu(self.answering.pids())?,
+            broker: cpu(self.broker.into_iter().collect())?,
         })
     }
 
@@ -230,7 +235,7 @@ impl Contestant {
 
     /// Waits until what was published is handled: that is what counts.
     async fn await_events(&mut self, measured: &mut Measured, began: u64) -> Result<()> {
-        let Answering::Ours(server) = &mut self.answering else {
+        let Answering::Ours(replicas) = &mut self.answering else {
             bail!("events have a server");
         };
         let published = measured.messages;
@@ -239,11 +244,13 @@ impl Contestant {
         measured.messages = 0;
         let mut last = began;
         while measured.messages < published && Instant::now() < deadline {
-            let handled = server.handled()?;
-            measured.messages += handled.count;
-            last = last.max(handled.last);
-            for (value, count) in handled.latency {
-                measured.latency.saturating_record_n(value, count);
+            for replica in replicas.iter_mut() {
+                let handled = replica.handled()?;
+                measured.messages += handled.count;
+                last = last.max(handled.last);
+                for (value, count) in handled.latency {
+                    measured.latency.saturating_record_n(value, count);
+                }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -270,28 +277,43 @@ impl Contestant {
         row.throughput = median(&row.turns);
         row.usage = row.usage.per_message(row.messages);
         row.latency = Latency::of(&latency);
-        row.peak_memory = usage::peak_memory(self.answering.pid().unwrap_or_else(process::id))?;
+        let pids = match self.answering.pids() {
+            none if none.is_empty() => vec![process::id()],
+            pids => pids,
+        };
+        let peaks = pids.into_iter().map(usage::peak_memory);
+        row.peak_memory = peaks.sum::<Result<u64>>()?;
         Ok(())
     }
 }
 
-async fn connect(
+async fn connect_all(
     spec: Spec,
     who: Who,
     url: &str,
     pattern: &str,
     connections: usize,
 ) -> Result<Calling> {
-    let mut callers: Vec<Arc<dyn Caller>> = Vec::new();
+    let mut callers = Vec::new();
     for _ in 0..connections {
-        let caller = match (who, spec.wire) {
-            // On NestJS's wire the servers are compared, all with one client.
-            (Who::Floor, Wire::Native) => floor::connect(&spec, url, pattern).await?,
-            _ => ours::connect(&spec, url, pattern).await?,
-        };
-        callers.push(Arc::from(caller));
+        callers.push(connect(spec, who, url, pattern).await?);
     }
     Ok(Calling::Here(callers))
+}
+
+/// A client of a contestant's server.
+pub(crate) async fn connect(
+    spec: Spec,
+    who: Who,
+    url: &str,
+    pattern: &str,
+) -> Result<Arc<dyn Caller>> {
+    let caller = match (who, spec.wire) {
+        // On NestJS's wire the servers are compared, all with one client.
+        (Who::Floor, Wire::Native) => floor::connect(&spec, url, pattern).await?,
+        _ => ours::connect(&spec, url, pattern).await?,
+    };
+    Ok(Arc::from(caller))
 }
 
 /// One operation of the n-th worker.
@@ -311,7 +333,8 @@ fn act(
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle one.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()

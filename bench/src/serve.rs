@@ -113,6 +113,16 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// Says that this process is ready, at `url`, and waits until its input ends.
+pub(crate) async fn until_told(url: &str) -> Result<()> {
+    let mut out = tokio::io::stdout();
+    out.write_all(format!("{url}\n").as_bytes()).await?;
+    out.flush().await?;
+    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
+    while lines.next_line().await?.is_some() {}
+    Ok(())
+}
+
 /// A server in a process of its own.
 #[derive(Debug)]
 pub(crate) struct Server {

@@ -73,6 +73,8 @@ impl Encoding {
 pub(crate) enum Workload {
     /// A message and its reply, which is the message.
     Request,
+    /// The same with a handler that lets others go first once, as one does that waits.
+    Yield,
     /// An event, from its publication until it is handled.
     Event,
     /// A message and a stream of replies.
@@ -110,7 +112,7 @@ impl Spec {
     pub(crate) fn values(&self) -> u32 {
         match self.workload {
             Workload::Stream => STREAM_LENGTH,
-            Workload::Request | Workload::Event => 1,
+            Workload::Request | Workload::Yield | Workload::Event => 1,
         }
     }
 }

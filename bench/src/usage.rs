@@ -23,12 +23,21 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 
 /// The most memory a process has had, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
+    bytes(pid, "VmHWM:")
+}
+
+/// The memory a process has now, in bytes.
+pub(crate) fn memory(pid: u32) -> Result<u64> {
+    bytes(pid, "VmRSS:")
+}
+
+fn bytes(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("read what process {pid} used"))?;
     let kib = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next())
-        .context("/proc/…/status has VmHWM")?;
+        .find_map(|line| line.strip_prefix(field)?.split_whitespace().next())
+        .with_context(|| format!("/proc/…/status has {field}"))?;
     Ok(kib.parse::<u64>()? * 1024)
 }
 
@@ -45,6 +54,7 @@ mod tests {
         while cpu_seconds(process::id()).unwrap() < before + 0.05 {
             assert!(begin.elapsed().as_secs() < 60, "no time is counted");
         }
-        assert!(peak_memory(process::id()).unwrap() > 1 << 20);
+        let (now, peak) = (memory(process::id()), peak_memory(process::id()));
+        assert!((1 << 20..=peak.unwrap()).contains(&now.unwrap()));
     }
 }

@@ -12,6 +12,7 @@ use rdkafka::{
     consumer::{Consumer, StreamConsumer},
     message::{Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
+    types::RDKafkaErrorCode,
     util::Timeout,
 };
 
@@ -63,7 +64,11 @@ async fn make_topic(url: &str, name: &str, partitions: i32) -> Result<()> {
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     let made = admin.create_topics([&topic], &AdminOptions::new()).await?;
     for topic in made {
-        topic.map_err(|(name, code)| anyhow::anyhow!("make topic {name}: {code}"))?;
+        match topic {
+            // Another replica was first.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => bail!("make topic {name}: {code}"),
+        }
     }
     Ok(())
 }
@@ -80,7 +85,9 @@ pub(super) async fn serve(options: &Options, seen: &'static Seen) -> Result<Serv
             let payload = record.payload().context("a record has a value")?;
             match spec.workload {
                 Workload::Event => seen.note(&Payload::decode(spec.codec.codec(), payload)?)?,
-                Workload::Request | Workload::Stream => answer(&spec, &producer, &record)?,
+                Workload::Request | Workload::Yield | Workload::Stream => {
+                    answer(&spec, &producer, &record)?
+                }
             }
             consumer.store_offset_from_message(&record)?;
         }

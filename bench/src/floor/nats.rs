@@ -115,9 +115,11 @@ impl Caller for Nats {
             (Workload::Event, _) => {
                 let bytes = payload.again()?.encode(codec)?;
                 self.client.publish(subject, bytes.into()).await?;
+                // As the framework does: who is told that it was sent knows that it has left.
+                self.client.flush().await?;
                 Ok(1)
             }
-            (Workload::Request, _) => {
+            (Workload::Request | Workload::Yield, _) => {
                 let bytes = payload.encode(codec)?;
                 let reply = self.client.request(subject, bytes.into()).await?;
                 check(&self.spec, payload, &reply.payload)?;

@@ -50,7 +50,11 @@ pub(super) async fn serve(options: &Options, seen: &'static Seen) -> Result<Serv
         .arg(GROUP)
         .arg("$")
         .arg("MKSTREAM");
-    group.query_async::<()>(&mut writes).await?;
+    match group.query_async::<()>(&mut writes).await {
+        // Another replica was first.
+        Err(error) if error.code() == Some("BUSYGROUP") => {}
+        made => made?,
+    }
     let spec = options.spec;
     // Reading and writing beside each other: a round is handled while the next is fetched.
     let (rounds, mut read) = mpsc::channel::<Vec<StreamId>>(4);
@@ -61,7 +65,7 @@ pub(super) async fn serve(options: &Options, seen: &'static Seen) -> Result<Serv
             command
                 .arg("GROUP")
                 .arg(GROUP)
-                .arg("one")
+                .arg(std::process::id())
                 .arg("COUNT")
                 .arg(ROUND);
             command

@@ -3,9 +3,18 @@
 use std::fmt::Write;
 
 use super::{Report, Row};
+use crate::matrix::Options;
 
 /// Prints the heading of the table.
-pub(crate) fn print_heading() {
+pub(crate) fn print_heading(options: &Options) {
+    let Options {
+        connections,
+        replicas,
+        ..
+    } = options;
+    if (*connections, *replicas) != (1, 1) {
+        println!("connections: {connections}, replicas: {replicas}");
+    }
     println!(
         "{:<22} {:<9} {:>7} {:>5} {:>10} {:>7} {:>8} {:>8} {:>8} {:>8}  {:>22} {:>6}  guarantee",
         "row",
@@ -116,7 +125,7 @@ mod tests {
             codec: Encoding::Json,
             workload: Workload::Request,
         };
-        let mut row = Row::new(spec, Who::Nestling, 64, 1, 1);
+        let mut row = Row::new(spec, Who::Nestling, 64, 1, &Options::default());
         row.throughput = throughput;
         row.turns = turns.to_vec();
         Report {
