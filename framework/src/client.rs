@@ -19,7 +19,7 @@ pub use self::{
 use crate::{
     codec::Codec,
     contract::{Event, Guarantee, Many, Message, Single},
-    endpoint::Endpoint,
+    endpoint::{Endpoint, patiently},
     envelope::{Envelope, header},
     error::RpcError,
     pattern,
@@ -76,6 +76,7 @@ pub struct Builder {
     emits: Vec<(&'static str, Guarantee)>,
     policy: Option<Policy>,
     policies: Vec<(ByteString, Policy)>,
+    patience: Duration,
 }
 
 impl Builder {
@@ -117,6 +118,14 @@ impl Builder {
         self
     }
 
+    /// How long [`build`](Self::build) goes on trying while the broker is away; without this, not at
+    /// all. For a process that is started together with its broker.
+    #[must_use]
+    pub fn patience(mut self, limit: Duration) -> Self {
+        self.patience = limit;
+        self
+    }
+
     /// Promises to emit `E`: [`build`](Self::build) fails if the transport cannot give what it needs.
     #[must_use]
     pub fn emits<E: Event>(mut self) -> Self {
@@ -130,7 +139,9 @@ impl Builder {
     /// When the URL makes no sense, the peer or broker cannot be reached, or the transport does not
     /// give what an event needs or cannot carry the codec.
     pub async fn build(self) -> Result<Client, Error> {
-        let transport = self.endpoint.open_client(self.identity).await?;
+        let (endpoint, identity) = (&self.endpoint, &self.identity);
+        let open = || endpoint.open_client(identity.clone());
+        let transport = patiently(self.patience, Error::may_pass, open).await?;
         let capabilities = transport.capabilities();
         for (pattern, needs) in self.emits {
             check_guarantee(&*transport, &capabilities, pattern, needs)?;
@@ -214,6 +225,7 @@ impl Client {
             emits: Vec::new(),
             policy: None,
             policies: Vec::new(),
+            patience: Duration::ZERO,
         }
     }
 

@@ -1,6 +1,8 @@
 //! [`Endpoint`]: where to listen or connect, as a URL or as a transport that is there already.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
 
 use crate::transport::{
     self, ClientIdentity, ClientTransport, DeadLetters, Error, ErrorKind, Memory, ServerTransport,
@@ -186,5 +188,25 @@ impl From<&[Endpoint]> for Endpoints {
 impl From<&Vec<Endpoint>> for Endpoints {
     fn from(endpoints: &Vec<Endpoint>) -> Self {
         endpoints.as_slice().into()
+    }
+}
+/// How often it is tried whether a broker is back.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Opens something again and again while that may help, for as long as `patience`.
+pub(crate) async fn patiently<T, E: fmt::Display, Opening: Future<Output = Result<T, E>>>(
+    patience: Duration,
+    may_pass: impl Fn(&E) -> bool,
+    mut open: impl FnMut() -> Opening,
+) -> Result<T, E> {
+    let until = Instant::now() + patience;
+    loop {
+        match open().await {
+            Err(error) if may_pass(&error) && Instant::now() < until => {
+                tracing::warn!(%error, "cannot start yet, trying again");
+                sleep(PAUSE).await;
+            }
+            opened => return opened,
+        }
     }
 }

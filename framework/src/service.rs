@@ -8,7 +8,7 @@ use crate::{
     client::{Builder, Client},
     endpoint::Endpoints,
     router::Router,
-    server::{Server, Signals},
+    server::{START_PATIENCE, Server, Signals},
     transport::Error,
 };
 
@@ -98,9 +98,10 @@ impl Config {
         }
     }
 
-    /// A client of `url` that calls under the service's name.
+    /// A client of `url` that calls under the service's name, and waits for a broker as [`Server::run`]
+    /// does.
     pub fn client(&self, name: &str, url: &str) -> Builder {
-        let builder = Client::builder(url);
+        let builder = Client::builder(url).patience(START_PATIENCE);
         match &self.instance {
             Some(instance) => builder.identity(name, instance),
             None => builder.identity(name, uuid::Uuid::new_v4().simple().to_string()),
@@ -110,7 +111,7 @@ impl Config {
     /// A client of the bus: the first events URL, or the first listen URL.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// When it cannot be reached within a minute.
     pub async fn bus(&self, name: &str) -> Result<Client, Error> {
         let url = self
             .events

@@ -3,13 +3,8 @@
 use std::{fmt, time::Duration};
 
 use nestling::{Breaker, Client, Policy, Retry, transport};
-use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-/// The pause between two tries to connect.
-const PAUSE: Duration = Duration::from_millis(250);
-/// How long one try may take.
-const TRY: Duration = Duration::from_secs(5);
 /// How often an idempotent call is made at most, and the limits of the pauses between.
 const TRIES: u32 = 5;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -71,7 +66,7 @@ impl fmt::Debug for Urls {
 #[derive(Debug)]
 pub struct ConnectError {
     service: &'static str,
-    source: Option<transport::Error>,
+    source: transport::Error,
 }
 
 impl fmt::Display for ConnectError {
@@ -82,9 +77,7 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source
-            .as_ref()
-            .map(|source| source as &(dyn std::error::Error + 'static))
+        Some(&self.source)
     }
 }
 
@@ -108,9 +101,8 @@ impl Clients {
     /// # Errors
     /// The first that could not be reached in time.
     pub async fn connect(urls: &Urls, patience: Duration) -> Result<Self, ConnectError> {
-        let until = Instant::now() + patience;
         let instance = Uuid::new_v4().simple().to_string();
-        let connect = |service, url| connect(service, url, &instance, until);
+        let connect = |service, url| connect(service, url, &instance, patience);
         let (user, product, order, payment, review, recommendation) = tokio::try_join!(
             connect("user", &urls.user),
             connect("product", &urls.product),
@@ -134,27 +126,13 @@ async fn connect(
     service: &'static str,
     url: &str,
     instance: &str,
-    until: Instant,
+    patience: Duration,
 ) -> Result<Client, ConnectError> {
-    loop {
-        // Two services may share a broker, on which a client's name must be its own.
-        let identity = format!("{instance}-{service}");
-        let build = Client::builder(url)
-            .identity("gateway", identity)
-            .policy(policy())
-            .build();
-        let source = match tokio::time::timeout(TRY, build).await {
-            Ok(Ok(client)) => return Ok(client),
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
-        };
-        let hopeless = source
-            .as_ref()
-            .is_some_and(|error| error.kind() == transport::ErrorKind::Config);
-        if hopeless || Instant::now() + PAUSE >= until {
-            return Err(ConnectError { service, source });
-        }
-        tracing::debug!(service, ?source, "not there yet");
-        sleep(PAUSE).await;
-    }
+    // Two services may share a broker, on which a client's name must be its own.
+    let client = Client::builder(url)
+        .identity("gateway", format!("{instance}-{service}"))
+        .policy(policy())
+        .patience(patience);
+    let connected = client.build().await;
+    connected.map_err(|source| ConnectError { service, source })
 }

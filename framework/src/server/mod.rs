@@ -8,15 +8,11 @@ mod run;
 mod signals;
 mod work;
 
-use std::{error, fmt, io, iter, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytestring::ByteString;
 use futures_util::{StreamExt, stream::SelectAll};
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -24,17 +20,16 @@ pub use self::signals::Signals;
 use self::{kept::Kept, run::Loop};
 use crate::{
     contract::Guarantee,
-    endpoint::{Endpoint, Endpoints},
+    endpoint::{Endpoint, Endpoints, patiently},
     router::Router,
     transport::{
-        DeadLetterStore, Error, ErrorKind, EventPattern, MessagePattern, ServerTransport, Source,
-        Sources, Subscription,
+        DeadLetterStore, Error, EventPattern, MessagePattern, ServerTransport, Source, Sources,
+        Subscription,
     },
 };
 
-/// How long [`Server::run`] waits for a broker that is away, and how often it looks.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-const START_PAUSE: Duration = Duration::from_millis(500);
+/// How long [`Server::run`] waits for a broker that is away.
+pub(crate) const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service about to run: its name, its handlers and where it listens.
 ///
@@ -95,25 +90,9 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether it is a broker that is away: an address of this machine that cannot be had stays so.
+    /// Whether it is a broker that is away.
     fn may_pass(&self) -> bool {
-        let Self::Transport { source, .. } = self else {
-            return false;
-        };
-        let mut causes =
-            iter::successors(Some(source as &dyn error::Error), |error| error.source());
-        let is_ours = causes.any(|cause| {
-            let kind = cause.downcast_ref().map(io::Error::kind);
-            matches!(
-                kind,
-                Some(
-                    io::ErrorKind::AddrInUse
-                        | io::ErrorKind::AddrNotAvailable
-                        | io::ErrorKind::PermissionDenied
-                )
-            )
-        });
-        source.kind() == ErrorKind::Connect && !is_ours
+        matches!(self, Self::Transport { source, .. } if source.may_pass())
     }
 }
 
@@ -255,8 +234,9 @@ impl Server {
     /// [`StartError`] when it cannot start, or was not let finish.
     pub async fn run(self) -> Result<(), StartError> {
         let mut signals = Signals::listen().map_err(StartError::Signal)?;
+        let start = || self.clone().start();
         let running = tokio::select! {
-            started = self.start_patiently() => started?,
+            started = patiently(START_PATIENCE, StartError::may_pass, start) => started?,
             () = signals.next() => return Ok(()),
         };
         signals.next().await;
@@ -264,19 +244,6 @@ impl Server {
         tokio::select! {
             () = running.shutdown() => Ok(()),
             () = signals.next() => Err(StartError::CutOff),
-        }
-    }
-
-    async fn start_patiently(self) -> Result<Running, StartError> {
-        let deadline = Instant::now() + START_PATIENCE;
-        loop {
-            match self.clone().start().await {
-                Err(error) if error.may_pass() && Instant::now() < deadline => {
-                    tracing::warn!(%error, "cannot start yet, trying again");
-                    sleep(START_PAUSE).await;
-                }
-                ended => return ended,
-            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! [`Error`]: a failure of a transport.
 
-use std::{error, fmt};
+use std::{error, fmt, io, iter};
 
 use crate::error::{Code, RpcError};
 
@@ -75,6 +75,28 @@ impl Error {
     /// ```
     pub fn behind(error: &RpcError) -> Option<&Self> {
         error::Error::source(error)?.downcast_ref()
+    }
+
+    /// Whether opening the transport may succeed later: the other end is away, and it is not that an
+    /// address of this machine cannot be had.
+    pub(crate) fn may_pass(&self) -> bool {
+        let mut causes = iter::successors(Some(self as &dyn error::Error), |error| error.source());
+        let is_ours = causes.any(|cause| {
+            let kind = cause.downcast_ref().map(io::Error::kind);
+            matches!(
+                kind,
+                Some(
+                    io::ErrorKind::AddrInUse
+                        | io::ErrorKind::AddrNotAvailable
+                        | io::ErrorKind::PermissionDenied
+                )
+            )
+        });
+        let is_away = matches!(
+            self.kind,
+            ErrorKind::Connect | ErrorKind::Closed | ErrorKind::Timeout
+        );
+        is_away && !is_ours
     }
 
     /// Its kind.

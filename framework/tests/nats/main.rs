@@ -21,7 +21,7 @@ use nestling::{
     Streaming,
     transport::{self, WINDOW},
 };
-use nestling_testkit::{Broker, Kind, Options, broker_or_skip, unique};
+use nestling_testkit::{Broker, Kind, Options, Proxy, broker_or_skip, unique};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -453,4 +453,32 @@ async fn an_address_without_a_broker_is_an_error_that_names_it() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn a_patient_client_waits_for_a_broker_that_is_away_and_for_nothing_else() {
+    let url = nats!();
+    let (_, port) = url.rsplit_once(':').unwrap();
+    let link = Proxy::start().await.unwrap();
+    let away = format!("nats://127.0.0.1:{}", link.port());
+    // Nobody is at the link's other end.
+    link.forward_to(1);
+    assert!(Client::connect(&*away).await.is_err());
+    // So often the library looks by itself.
+    let tries = link.made();
+    let come = async {
+        link.has_made(2 * tries + 1).await;
+        link.forward_to(port.parse().unwrap());
+        pending::<()>().await;
+    };
+    let client = tokio::select! {
+        client = Client::builder(&*away).patience(6 * SOON).build() => client.unwrap(),
+        () = come => unreachable!("it is pending"),
+    };
+    assert_eq!(client.transport(), "nats");
+
+    let nonsense = Client::builder("nats://127.0.0.1?wire=morse").patience(6 * SOON);
+    let began = Instant::now();
+    assert!(nonsense.build().await.is_err());
+    assert!(began.elapsed() < SOON);
 }

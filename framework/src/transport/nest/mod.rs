@@ -66,13 +66,16 @@ impl Routes {
         self.routes.iter()
     }
 
-    /// The route a packet's own pattern leads to, if it is handled here.
-    pub(super) fn of_packet(&self, packet: &Packet) -> Option<ByteString> {
+    /// A packet's own pattern as text, and the route it leads to, if that is handled here.
+    pub(super) fn of_packet(&self, packet: &Packet) -> (ByteString, Option<ByteString>) {
         if let Some(name) = packet.plain_name() {
-            return self.of_name(&name);
+            let route = self.of_name(&name);
+            return (name, route);
         }
-        let json = std::str::from_utf8(packet.pattern.as_deref()?).ok()?;
-        self.known(&pattern::lookup_json(json)?)
+        let json = packet.pattern.as_deref().map(std::str::from_utf8);
+        let json = json.and_then(Result::ok);
+        let route = json.and_then(|json| self.known(&pattern::lookup_json(json)?));
+        (packet.name(), route)
     }
 
     /// The route that the name of a subject, channel or topic leads to, if it is handled here.
@@ -165,7 +168,7 @@ mod tests {
     #[test]
     fn a_packet_finds_its_handler_however_its_pattern_is_written() {
         let routes = routes(&[r#"{"b":1,"a":2}"#, "1", "true", "user.get"]);
-        let found = |json| routes.of_packet(&packet(json));
+        let found = |json| routes.of_packet(&packet(json)).1;
         for (json, route) in [
             (r#"{"pattern":"user.get"}"#, "user.get"),
             (r#"{"pattern":"e"}"#, "e"),

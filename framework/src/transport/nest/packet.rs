@@ -33,7 +33,7 @@ pub(in crate::transport) struct Packet {
 
 impl Packet {
     /// The pattern as text: a string's own, or the JSON of anything else.
-    pub(in crate::transport) fn name(&self) -> ByteString {
+    pub(super) fn name(&self) -> ByteString {
         let Some(json) = &self.pattern else {
             return ByteString::from_static("undefined");
         };

@@ -59,10 +59,9 @@ pub(super) fn read(body: &Bytes, routes: &Routes, now: Instant) -> Result<Receiv
     if packet.id.as_ref().is_some_and(|id| id.len() > MAX_ID) {
         return Err(Violation("id is too long"));
     }
-    let name = packet.name();
     let letter = match routes.of_packet(&packet) {
-        None => Letter::Unknown(name),
-        Some(route) => {
+        (name, None) => Letter::Unknown(name),
+        (name, Some(route)) => {
             let (name, subscription) = match name == route {
                 true => (route, None),
                 false => (name, Some(route)),

@@ -9,6 +9,9 @@ use super::frame::Violation;
 /// The most bytes before the `#`, apart from white space.
 const MAX_PREFIX: usize = 1024;
 
+/// The most bytes of one that is read without ceremony: too few digits for an overflow.
+const PLAIN_PREFIX: usize = 9;
+
 const NO_NUMBER: Violation = Violation("length is no number");
 
 /// Cuts what arrives into bodies.
@@ -125,6 +128,10 @@ fn code_units(text: &str) -> usize {
 ///
 /// White space before it is dropped as it arrives, whatever its number.
 fn length(input: &mut BytesMut) -> Result<Option<usize>, Violation> {
+    if let Some((length, prefix)) = plain_length(input) {
+        input.advance(prefix);
+        return Ok(Some(length));
+    }
     let blank = |byte: &&u8| matches!(byte, b'\t'..=b'\r' | b' ');
     input.advance(input.iter().take_while(blank).count());
     let prefix = &input[..input.len().min(MAX_PREFIX)];
@@ -142,6 +149,19 @@ fn length(input: &mut BytesMut) -> Result<Option<usize>, Violation> {
             _ => Err(NO_NUMBER),
         },
     }
+}
+
+/// A length as everybody writes it, digits and the `#`, and how many bytes that takes.
+fn plain_length(input: &[u8]) -> Option<(usize, usize)> {
+    let mut length = 0;
+    for (position, byte) in input.iter().take(PLAIN_PREFIX).enumerate() {
+        match byte {
+            b'0'..=b'9' => length = 10 * length + usize::from(byte - b'0'),
+            b'#' if position > 0 => return Some((length, position + 1)),
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The number a text begins with, as JavaScript's `parseInt` reads it. What is negative counts as
