@@ -70,6 +70,10 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("streamed value over memory, both sides", memory::stream),
     scenario("request over tcp, server", tcp::server),
     scenario("request over tcp, server, nest wire", tcp::server_nest),
+    scenario(
+        "request over tcp, server, handler waits once",
+        tcp::server_waiting,
+    ),
     scenario("request over tcp, both sides", tcp::both_sides),
     scenario(
         "request over tcp, both sides, nest wire",
@@ -147,6 +151,15 @@ struct AskWithContext {
     cents: u64,
 }
 
+/// The same message to a handler that is not done when it is polled first.
+#[derive(Serialize, Deserialize, Message)]
+#[message(pattern = "cost.ask_waiting", reply = Answer)]
+struct AskWaiting {
+    order: u64,
+    user: u64,
+    cents: u64,
+}
+
 /// Asks for so many answers.
 #[derive(Serialize, Deserialize, Message)]
 #[message(pattern = "cost.list", stream = Answer)]
@@ -193,5 +206,6 @@ fn messages() -> Router {
     Router::new()
         .message(async |ask: Ask| Ok::<_, RpcError>(answer(ask.order, ask.cents)))
         .message(memory::with_context)
+        .message(tcp::waiting)
         .message(memory::list)
 }

@@ -1,20 +1,33 @@
 //! Requests over loopback TCP. What the kernel does is not counted.
 
-use nestling::{Client, Message};
+use nestling::{Client, Message, RpcError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::{Ask, BATCH, Bench, Work, ask, memory::requests, messages};
+use crate::{
+    Answer, Ask, AskWaiting, BATCH, Bench, Work, answer, ask, memory::requests, messages,
+};
 
 const ASK: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
 const ANSWER: &str = r#"{"order":1234567890,"cents":12345,"paid":true}"#;
 
+pub(crate) async fn waiting(ask: AskWaiting) -> Result<Answer, RpcError> {
+    tokio::task::yield_now().await;
+    Ok(answer(ask.order, ask.cents))
+}
+
 /// The server alone: frame to envelope, route, handler, reply to frame, a batch at a time.
 pub(crate) fn server(bench: Bench) -> Work {
-    let preface = [&b"\0NST\x01"[..], &(16_u32 << 20).to_le_bytes()].concat();
-    batches(bench, &preface, native_request, native_reply)
+    let request = |id| native_request(id, Ask::PATTERN);
+    batches(bench, &native_preface(), request, native_reply)
+}
+
+/// The same with a handler that waits, and moves to a task of its own for that.
+pub(crate) fn server_waiting(bench: Bench) -> Work {
+    let request = |id| native_request(id, AskWaiting::PATTERN);
+    batches(bench, &native_preface(), request, native_reply)
 }
 
 /// The same on NestJS's wire.
@@ -22,8 +35,11 @@ pub(crate) fn server_nest(bench: Bench) -> Work {
     batches(bench, &[], nest_request, nest_reply)
 }
 
-fn native_request(id: u8) -> Vec<u8> {
-    let pattern = Ask::PATTERN;
+fn native_preface() -> Vec<u8> {
+    [&b"\0NST\x01"[..], &(16_u32 << 20).to_le_bytes()].concat()
+}
+
+fn native_request(id: u8, pattern: &str) -> Vec<u8> {
     let length = u8::try_from(pattern.len()).expect("a short pattern");
     // Type, id, flags, deadline, pattern, number of headers.
     let head = [&[1, id, 0, 0, length], pattern.as_bytes(), &[0]].concat();
