@@ -6,9 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{
-    Answer, Ask, AskWaiting, BATCH, Bench, Work, answer, ask, memory::requests, messages,
-};
+use crate::{Answer, Ask, AskWaiting, BATCH, Bench, Work, answer, ask, memory::requests, messages};
 
 const ASK: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
 const ANSWER: &str = r#"{"order":1234567890,"cents":12345,"paid":true}"#;

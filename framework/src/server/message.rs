@@ -62,8 +62,8 @@ pub(super) fn start(
     patience: Duration,
     task: &mut task::Context<'_>,
 ) -> Started {
-    let now = Instant::now();
-    if cx.deadline().is_some_and(|deadline| deadline <= now) {
+    let is_past = |deadline| deadline <= Instant::now();
+    if cx.deadline().is_some_and(is_past) {
         return Started::Settle(Outcome::Fail(too_late()));
     }
     let Some(place) = message.limit.try_take() else {
@@ -77,7 +77,8 @@ pub(super) fn start(
         },
         Poll::Pending => None,
     };
-    let limit = now.checked_add(patience);
+    // The first poll does not count: nothing could have cut it short.
+    let limit = Instant::now().checked_add(patience);
     Started::Message(Running::new(message, work, place, stream, limit))
 }
 

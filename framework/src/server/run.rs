@@ -14,9 +14,10 @@
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    slice,
     sync::Arc,
     task::{self, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,7 +36,7 @@ use crate::{
     context::Context,
     contract::Guarantee,
     error::RpcError,
-    router::{MessageRoute, Router, no_handler},
+    router::{Router, Routes, no_handler},
     transport::{Delivery, Kind, Outcome, Rejection, Source},
 };
 
@@ -110,6 +111,7 @@ impl Loop {
             origin,
             stop: Some(stop),
             batch: Vec::new(),
+            received_at: SystemTime::now(),
             in_work: TaskTracker::new(),
             lanes: Lanes::default(),
         };
@@ -124,6 +126,8 @@ struct Driver {
     /// Gone once the source has been told.
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     batch: Vec<Delivery>,
+    /// When the source last gave something.
+    received_at: SystemTime,
     in_work: TaskTracker,
     lanes: Lanes,
     /// Two, because there may be many events, and messages have a deadline.
@@ -149,13 +153,19 @@ impl Driver {
                 Round::End => break,
             }
             let mut batch = std::mem::take(&mut self.batch);
-            for delivery in batch.drain(..) {
+            let mut rest = batch.iter_mut();
+            while let Some((delivery, started)) =
+                poll_fn(|task| Poll::Ready(self.start_all(&mut rest, task))).await
+            {
+                if let Some(held) = permit.take() {
+                    permit = self.carry_on(delivery.take(), started, held).await;
+                }
                 // Without a permit the server is being torn down, and what is dropped is given back.
-                let Some(held) = permit.take() else {
+                if permit.is_none() {
                     break 'source;
-                };
-                permit = self.accept(delivery, held).await;
+                }
             }
+            batch.clear();
             self.batch = batch;
         }
         drop(permit);
@@ -176,7 +186,10 @@ impl Driver {
             }
         }
         match self.poll_source(cx, BATCH) {
-            Poll::Ready(Some(_)) => Poll::Ready(Round::Taken),
+            Poll::Ready(Some(_)) => {
+                self.received_at = SystemTime::now();
+                Poll::Ready(Round::Taken)
+            }
             Poll::Ready(None) => Poll::Ready(Round::End),
             Poll::Pending => {
                 *permit = None;
@@ -233,17 +246,32 @@ impl Driver {
         self.source.poll_deliveries(cx, room, &mut self.batch)
     }
 
-    /// Starts the work on one delivery and returns a permit for the next: the same one when the
-    /// work was done in place.
-    async fn accept(
+    /// Starts the work on those that are left of a round and settles what is done by that, where it
+    /// lies. Stops at the first that is not done.
+    fn start_all<'a>(
+        &mut self,
+        rest: &mut slice::IterMut<'a, Delivery>,
+        task: &mut task::Context<'_>,
+    ) -> Option<(&'a mut Delivery, Started)> {
+        for delivery in rest {
+            match self.start(delivery, task) {
+                Started::Settle(outcome) => settle(delivery, outcome),
+                started => return Some((delivery, started)),
+            }
+        }
+        None
+    }
+
+    /// Goes on with a delivery whose work has been started, and returns a permit for the next.
+    async fn carry_on(
         &mut self,
         mut delivery: Delivery,
+        started: Started,
         permit: OwnedSemaphorePermit,
     ) -> Option<OwnedSemaphorePermit> {
-        let started = poll_fn(|task| Poll::Ready(self.start(&mut delivery, task))).await;
         match started {
             Started::Settle(outcome) => {
-                settle(delivery, outcome);
+                settle(&mut delivery, outcome);
                 Some(permit)
             }
             Started::Message(running) => {
@@ -308,30 +336,29 @@ impl Driver {
         if let Err(what) = delivery.envelope.check_received() {
             return self.refuse(delivery, what);
         }
-        let router = &self.shared.router;
-        let (route, kind) = (delivery.route(), delivery.kind);
-        match (router.find_message(route), router.find_events(route)) {
-            (Some(message), []) => self.start_message(message, delivery, task),
-            (Some(message), _) if kind == Kind::Message => {
-                self.start_message(message, delivery, task)
-            }
-            (None, []) if kind == Kind::Message => {
-                Started::Settle(Outcome::Fail(no_handler(route)))
-            }
-            _ => self.lanes.start(&self.shared, self.origin, delivery, task),
+        let (route, is_message) = (delivery.route(), delivery.kind == Kind::Message);
+        let (message, events) = match self.shared.router.find(route) {
+            Some(Routes { message, events }) => (message.as_ref(), events.as_slice()),
+            None if is_message => return Started::Settle(Outcome::Fail(no_handler(route))),
+            None => (None, &[][..]),
+        };
+        if let Some(message) = message
+            && (is_message || events.is_empty())
+        {
+            let patience = self.shared.limits.handler_timeout;
+            let cx = self.context(delivery);
+            return message::start(message, cx, delivery.kind, patience, task);
         }
+        let cx = self.context(delivery);
+        let lane = delivery.lane.as_ref();
+        self.lanes
+            .start(&self.shared, self.origin, events, lane, cx, task)
     }
 
-    fn start_message(
-        &self,
-        message: &MessageRoute,
-        delivery: &mut Delivery,
-        task: &mut task::Context<'_>,
-    ) -> Started {
+    fn context(&self, delivery: &mut Delivery) -> Context {
         let envelope = std::mem::take(&mut delivery.envelope);
-        let cx = Context::with_attempt(envelope, self.origin.name, delivery.attempt);
-        let patience = self.shared.limits.handler_timeout;
-        message::start(message, cx, delivery.kind, patience, task)
+        let (name, at) = (self.origin.name, self.received_at);
+        Context::received(envelope, name, at, delivery.attempt)
     }
 
     /// Waits for what is in work while the source writes its outcomes, then closes the source.
@@ -370,15 +397,14 @@ pub(super) enum Started {
 }
 
 /// A delivery whose work was torn down is dropped, which gives it back.
-pub(super) fn settle_or_give_back(delivery: Delivery, outcome: Option<Outcome>) {
-    match outcome {
-        Some(outcome) => settle(delivery, outcome),
-        None => drop(delivery),
+pub(super) fn settle_or_give_back(mut delivery: Delivery, outcome: Option<Outcome>) {
+    if let Some(outcome) = outcome {
+        settle(&mut delivery, outcome);
     }
 }
 
 /// Says what became of a delivery in the terms of its kind, whatever handled it.
-fn settle(delivery: Delivery, outcome: Outcome) {
+fn settle(delivery: &mut Delivery, outcome: Outcome) {
     let outcome = match (delivery.kind, outcome) {
         (Kind::Message, Outcome::Ack) => Outcome::Done,
         (Kind::Message, Outcome::Reject(rejection)) => {
@@ -387,5 +413,5 @@ fn settle(delivery: Delivery, outcome: Outcome) {
         (Kind::Event, Outcome::Reply(_) | Outcome::Done | Outcome::Fail(_)) => Outcome::Ack,
         (_, outcome) => outcome,
     };
-    delivery.settle(outcome);
+    delivery.settle_in_place(outcome);
 }

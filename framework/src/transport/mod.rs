@@ -175,7 +175,7 @@ pub enum Outcome {
     },
     /// The service has given an event up: it goes to the dead letters, if the transport has them, and
     /// is then acknowledged. Where it has none, the server has kept it already, or nobody does.
-    Reject(Rejection),
+    Reject(Box<Rejection>),
 }
 
 /// Why, and after what, an event was given up.
@@ -240,8 +240,25 @@ impl Delivery {
 
     /// Says what became of it.
     pub fn settle(mut self, outcome: Outcome) {
+        self.settle_in_place(outcome);
+    }
+
+    /// The same where it lies: what is left of it is settled, and empty.
+    pub(crate) fn settle_in_place(&mut self, outcome: Outcome) {
         if let Some(responder) = self.responder.take() {
             responder.settle(outcome);
+        }
+    }
+
+    /// Takes it from where it lies; what is left there counts as settled.
+    pub(crate) fn take(&mut self) -> Self {
+        Self {
+            kind: self.kind,
+            envelope: std::mem::take(&mut self.envelope),
+            subscription: self.subscription.take(),
+            attempt: self.attempt,
+            lane: self.lane.take(),
+            responder: self.responder.take(),
         }
     }
 
