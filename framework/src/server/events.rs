@@ -27,7 +27,7 @@ use crate::{
     envelope::header,
     error::RpcError,
     router::{EventRoute, Place},
-    transport::{Delivery, Kind, Only, Outcome, Rejection, Responder},
+    transport::{Kind, Only, Outcome, Rejection, Responder, Unsettled},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -207,7 +207,7 @@ impl Event {
         self,
         shared: &Loop,
         turnstile: &Turnstile,
-        delivery: &mut Delivery,
+        left: &mut Unsettled,
     ) -> Option<Outcome> {
         let Self {
             turn,
@@ -216,8 +216,8 @@ impl Event {
             worn_out,
         } = self;
         let attempts = shared.attempts(origin);
-        let is_event = delivery.kind == Kind::Event;
-        let responder = Mutex::new(delivery.responder());
+        let is_event = left.kind == Kind::Event;
+        let responder = Mutex::new(left.responder());
         let work = async {
             let guard = match turn {
                 Turn::Free => None,

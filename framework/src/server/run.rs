@@ -13,7 +13,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     slice,
     sync::Arc,
     task::{self, Poll},
@@ -21,23 +21,21 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Limits, Origin,
     events::{Event, Lanes},
     message::{self, Running, Waiting},
     permits::Turnstile,
+    stop::{self, Stop},
 };
 use crate::{
     context::Context,
     contract::Guarantee,
     error::RpcError,
     router::{Router, Routes, no_handler},
-    transport::{Delivery, Kind, Outcome, Rejection, Source},
+    transport::{Delivery, Kind, Outcome, Rejection, Source, Unsettled},
 };
 
 /// How many deliveries one round takes at most, and how many values a stream gives without a pause.
@@ -51,13 +49,13 @@ pub(super) struct Loop {
     router: Router,
     pub(super) limits: Limits,
     permits: Arc<Semaphore>,
-    stop: CancellationToken,
+    stop: Stop,
     abort: CancellationToken,
 }
 
 impl Loop {
     pub(super) fn new(service: String, router: Router, limits: Limits, permits: Semaphore) -> Self {
-        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, abort) = (Stop::default(), CancellationToken::new());
         Self {
             service,
             router,
@@ -84,8 +82,8 @@ impl Loop {
         &self.router
     }
 
-    /// Cancelled when the server begins to drain.
-    pub(super) fn stop(&self) -> &CancellationToken {
+    /// Said when the server begins to drain.
+    pub(super) fn stop(&self) -> &Stop {
         &self.stop
     }
 
@@ -100,16 +98,15 @@ impl Loop {
 
     /// Runs one source until it ends or the server has drained.
     pub(super) async fn drive(self: Arc<Self>, source: Box<dyn Source>, origin: Origin) {
-        let stop = Box::pin(self.stop.clone().cancelled_owned());
         let unsettled = self.limits.max_in_flight.max(LEAST_UNSETTLED);
         let mut driver = Driver {
             for_events: Turnstile::new(Arc::clone(&self.permits)),
             for_messages: Turnstile::new(Arc::clone(&self.permits)),
             unsettled: Arc::new(Semaphore::new(unsettled)),
+            stop: Some(self.stop.listen()),
             shared: self,
             source,
             origin,
-            stop: Some(stop),
             batch: Vec::new(),
             received_at: SystemTime::now(),
             in_work: TaskTracker::new(),
@@ -124,7 +121,7 @@ struct Driver {
     source: Box<dyn Source>,
     origin: Origin,
     /// Gone once the source has been told.
-    stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    stop: Option<stop::Listener>,
     batch: Vec<Delivery>,
     /// When the source last gave something.
     received_at: SystemTime,
@@ -238,7 +235,7 @@ impl Driver {
 
     fn poll_source(&mut self, cx: &mut task::Context<'_>, room: usize) -> Poll<Option<usize>> {
         if let Some(stop) = &mut self.stop
-            && stop.as_mut().poll(cx).is_ready()
+            && stop.poll(cx).is_ready()
         {
             self.stop = None;
             self.source.stop();
@@ -255,41 +252,43 @@ impl Driver {
     ) -> Option<(&'a mut Delivery, Started)> {
         for delivery in rest {
             match self.start(delivery, task) {
-                Started::Settle(outcome) => settle(delivery, outcome),
+                Started::Settle(outcome) => settle(delivery.take(), outcome),
                 started => return Some((delivery, started)),
             }
         }
         None
     }
 
-    /// Goes on with a delivery whose work has been started, and returns a permit for the next.
+    /// Goes on with a delivery whose work has been started, in a task of its own that has the permit, and
+    /// returns one for the next.
     async fn carry_on(
         &mut self,
-        mut delivery: Delivery,
+        mut left: Unsettled,
         started: Started,
         permit: OwnedSemaphorePermit,
     ) -> Option<OwnedSemaphorePermit> {
         match started {
             Started::Settle(outcome) => {
-                settle(&mut delivery, outcome);
+                settle(left, outcome);
                 Some(permit)
             }
-            Started::Message(running) => {
-                let abort = self.shared.abort.clone();
+            Started::Message(mut running) => {
+                let shared = Arc::clone(&self.shared);
                 self.in_work.spawn(async move {
-                    let outcome = running.finish(&mut delivery, abort).await;
-                    settle_or_give_back(delivery, outcome);
+                    let outcome = running.finish(&mut left, &shared.abort).await;
+                    drop(running);
+                    settle_or_give_back(left, outcome);
                     drop(permit);
                 });
                 self.permit().await
             }
             Started::Waiting(waiting) => {
-                let (turnstile, abort) = (self.for_messages.clone(), self.shared.abort.clone());
+                let (turnstile, shared) = (self.for_messages.clone(), Arc::clone(&self.shared));
                 // A message has its room in the handler's queue.
-                let is_event = delivery.kind == Kind::Event;
+                let is_event = left.kind == Kind::Event;
                 let room = is_event.then(|| self.room());
                 self.in_work.spawn(async move {
-                    waiting.run(delivery, &turnstile, abort).await;
+                    waiting.run(left, &turnstile, &shared.abort).await;
                     drop(room);
                 });
                 self.next_permit(Some(permit)).await
@@ -297,13 +296,13 @@ impl Driver {
             Started::Event(mut event) => {
                 let (shared, turnstile) = (Arc::clone(&self.shared), self.for_events.clone());
                 let room = self.room();
-                let left = event.hand_over(permit);
+                let permit = event.hand_over(permit);
                 self.in_work.spawn(async move {
-                    let outcome = event.finish(&shared, &turnstile, &mut delivery).await;
-                    settle_or_give_back(delivery, outcome);
+                    let outcome = event.finish(&shared, &turnstile, &mut left).await;
+                    settle_or_give_back(left, outcome);
                     drop(room);
                 });
-                self.next_permit(left).await
+                self.next_permit(permit).await
             }
         }
     }
@@ -397,15 +396,16 @@ pub(super) enum Started {
 }
 
 /// A delivery whose work was torn down is dropped, which gives it back.
-pub(super) fn settle_or_give_back(mut delivery: Delivery, outcome: Option<Outcome>) {
-    if let Some(outcome) = outcome {
-        settle(&mut delivery, outcome);
+pub(super) fn settle_or_give_back(left: Unsettled, outcome: Option<Outcome>) {
+    match outcome {
+        Some(outcome) => settle(left, outcome),
+        None => drop(left),
     }
 }
 
 /// Says what became of a delivery in the terms of its kind, whatever handled it.
-fn settle(delivery: &mut Delivery, outcome: Outcome) {
-    let outcome = match (delivery.kind, outcome) {
+fn settle(left: Unsettled, outcome: Outcome) {
+    let outcome = match (left.kind, outcome) {
         (Kind::Message, Outcome::Ack) => Outcome::Done,
         (Kind::Message, Outcome::Reject(rejection)) => {
             Outcome::Fail(RpcError::failed_precondition(rejection.reason))
@@ -413,5 +413,5 @@ fn settle(delivery: &mut Delivery, outcome: Outcome) {
         (Kind::Event, Outcome::Reply(_) | Outcome::Done | Outcome::Fail(_)) => Outcome::Ack,
         (_, outcome) => outcome,
     };
-    delivery.settle_in_place(outcome);
+    left.settle(outcome);
 }
