@@ -1,5 +1,7 @@
 //! From a call's id to its waiting caller: [`Pending`] and [`Replies`].
 
+mod deadlines;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -13,7 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
+use self::deadlines::Deadlines;
 use super::{Expect, Gone, WINDOW, calls::Shared};
 use crate::error::RpcError;
 
@@ -48,6 +52,7 @@ pub struct Pending {
     table: Mutex<HashMap<u64, Arc<Slot>, RandomState>>,
     next: AtomicU64,
     control: Mutex<Option<Weak<dyn Control>>>,
+    deadlines: Deadlines,
 }
 
 impl Pending {
@@ -58,6 +63,7 @@ impl Pending {
             table: Mutex::default(),
             next: AtomicU64::new(u64::from(fastrand::u32(..)) << 24),
             control: Mutex::default(),
+            deadlines: Deadlines::default(),
         })
     }
 
@@ -178,6 +184,33 @@ impl Replies {
         Poll::Ready(item)
     }
 
+    /// The next item, or `None` when there is none at `deadline`; ask again with the same until it is
+    /// ready. Calls of one client share a timer.
+    pub fn poll_item_until(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        deadline: Instant,
+    ) -> Poll<Option<Item>> {
+        if let Poll::Ready(item) = self.poll_item(cx) {
+            return Poll::Ready(Some(item));
+        }
+        match self.slot.wait(deadline) {
+            Wait::Over => return Poll::Ready(None),
+            Wait::Watched => {}
+            Wait::Unwatched => {
+                if let Some((pending, id)) = &self.table {
+                    pending.watch(deadline, *id);
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits for the next item until `deadline`.
+    pub async fn item_until(&mut self, deadline: Instant) -> Option<Item> {
+        poll_fn(|cx| self.poll_item_until(cx, deadline)).await
+    }
+
     /// Waits for the next item.
     pub async fn item(&mut self) -> Item {
         poll_fn(|cx| self.poll_item(cx)).await
@@ -258,6 +291,20 @@ struct State {
     first: Option<Item>,
     rest: VecDeque<Item>,
     waker: Option<Waker>,
+    /// When the caller stops waiting for the next.
+    until: Option<Instant>,
+    /// The first of the deadlines at which it is woken; others have no effect.
+    watched: Option<Instant>,
+    /// When it was woken because its time was over.
+    late: Option<Instant>,
+}
+
+/// Whether a caller goes on waiting.
+enum Wait {
+    Over,
+    /// It is woken in time.
+    Watched,
+    Unwatched,
 }
 
 impl Slot {
@@ -289,6 +336,7 @@ impl Slot {
         let mut state = lock(&self.state);
         if let Some(item) = state.first.take() {
             state.first = state.rest.pop_front();
+            state.until = None;
             return Poll::Ready(item);
         }
         match &mut state.waker {
@@ -296,6 +344,39 @@ impl Slot {
             none => *none = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// There is nothing yet; what then?
+    fn wait(&self, until: Instant) -> Wait {
+        let mut state = lock(&self.state);
+        if state.late.take().is_some_and(|late| until <= late) {
+            return Wait::Over;
+        }
+        state.until = Some(until);
+        if state.watched.is_some_and(|watched| watched <= until) {
+            return Wait::Watched;
+        }
+        state.watched = Some(until);
+        Wait::Unwatched
+    }
+
+    /// Ends the wait of a caller whose time is over at `now`. Else, says when to look again.
+    fn expire(&self, now: Instant) -> (Option<Waker>, Option<Instant>) {
+        let mut state = lock(&self.state);
+        state.watched = state.until.filter(|until| *until > now);
+        if state.watched.is_some() || state.until.is_none() {
+            return (None, state.watched);
+        }
+        state.until = None;
+        state.late = Some(now);
+        (state.waker.take(), None)
+    }
+
+    /// Has the caller look to its deadline anew.
+    fn unwatch(&self) -> Option<Waker> {
+        let mut state = lock(&self.state);
+        state.watched = None;
+        state.waker.take()
     }
 }
 
