@@ -68,6 +68,7 @@ pub const SCENARIOS: &[Scenario] = &[
         memory::request_with_headers,
     ),
     scenario("streamed value over memory, both sides", memory::stream),
+    scenario("floor: request over tcp, server", tcp::server_floor),
     scenario("request over tcp, server", tcp::server),
     scenario("request over tcp, server, nest wire", tcp::server_nest),
     scenario(
