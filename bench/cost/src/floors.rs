@@ -52,12 +52,17 @@ pub(crate) fn tcp_server(bench: &Bench) -> Peer {
 }
 
 async fn tcp_connection(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
     let mut preface = [0; 9];
     stream.read_exact(&mut preface).await?;
     stream.write_all(&preface).await?;
-    let mut input = BytesMut::with_capacity(16 << 10);
-    let mut output = Vec::new();
-    while stream.read_buf(&mut input).await? > 0 {
+    let (mut input, mut output) = (BytesMut::new(), Vec::new());
+    loop {
+        // Where there is room already, or nothing is left to be read, that costs next to nothing.
+        input.reserve(8 << 10);
+        if stream.read_buf(&mut input).await? == 0 {
+            return Ok(());
+        }
         while let Some((length, rest)) = input.split_first_chunk() {
             let length = u32::from_le_bytes(*length) as usize;
             let Some(frame) = rest.get(..length) else {
@@ -69,7 +74,6 @@ async fn tcp_connection(mut stream: TcpStream) -> io::Result<()> {
         stream.write_all(&output).await?;
         output.clear();
     }
-    Ok(())
 }
 
 /// Type, id, flags, deadline, pattern, number of headers, payload.

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    task::{self, Poll, Waker},
+    task::{self, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -172,38 +172,42 @@ pub struct Replies {
 impl Replies {
     /// The next item; after an item that ends the call, `Pending` for ever.
     pub fn poll_item(&mut self, cx: &mut task::Context<'_>) -> Poll<Item> {
-        if self.ended {
-            return Poll::Pending;
+        match ready!(self.poll(cx, None)) {
+            Some(item) => Poll::Ready(item),
+            None => Poll::Pending,
         }
-        let item = task::ready!(self.slot.poll_take(cx));
-        if matches!(item, Item::Value(_)) {
-            self.grant();
-        } else {
-            self.ended = true;
-        }
-        Poll::Ready(item)
     }
 
-    /// The next item, or `None` when there is none at `deadline`; ask again with the same until it is
+    /// The same, or `None` when there is none at `deadline`; ask again with the same until it is
     /// ready. Calls of one client share a timer.
     pub fn poll_item_until(
         &mut self,
         cx: &mut task::Context<'_>,
         deadline: Instant,
     ) -> Poll<Option<Item>> {
-        if let Poll::Ready(item) = self.poll_item(cx) {
-            return Poll::Ready(Some(item));
+        self.poll(cx, Some(deadline))
+    }
+
+    fn poll(&mut self, cx: &mut task::Context<'_>, until: Option<Instant>) -> Poll<Option<Item>> {
+        if self.ended {
+            return Poll::Pending;
         }
-        match self.slot.wait(deadline) {
-            Wait::Over => return Poll::Ready(None),
-            Wait::Watched => {}
-            Wait::Unwatched => {
-                if let Some((pending, id)) = &self.table {
+        let item = match self.slot.take(cx, until) {
+            Taken::Item(item) => item,
+            Taken::Late => return Poll::Ready(None),
+            Taken::Nothing { watch } => {
+                if let (Some(deadline), Some((pending, id))) = (watch, &self.table) {
                     pending.watch(deadline, *id);
                 }
+                return Poll::Pending;
             }
+        };
+        if matches!(item, Item::Value(_)) {
+            self.grant();
+        } else {
+            self.ended = true;
         }
-        Poll::Pending
+        Poll::Ready(Some(item))
     }
 
     /// Waits for the next item until `deadline`.
@@ -299,12 +303,15 @@ struct State {
     late: Option<Instant>,
 }
 
-/// Whether a caller goes on waiting.
-enum Wait {
-    Over,
-    /// It is woken in time.
-    Watched,
-    Unwatched,
+/// What a caller gets when it asks.
+enum Taken {
+    Item(Item),
+    /// Its time is over.
+    Late,
+    Nothing {
+        /// When it is to be woken, if nobody sees to that yet.
+        watch: Option<Instant>,
+    },
 }
 
 impl Slot {
@@ -332,32 +339,27 @@ impl Slot {
         fits
     }
 
-    fn poll_take(&self, cx: &mut task::Context<'_>) -> Poll<Item> {
+    /// Takes the next item of a caller who waits until then, or has it woken when there is one.
+    fn take(&self, cx: &mut task::Context<'_>, until: Option<Instant>) -> Taken {
         let mut state = lock(&self.state);
         if let Some(item) = state.first.take() {
             state.first = state.rest.pop_front();
             state.until = None;
-            return Poll::Ready(item);
+            return Taken::Item(item);
+        }
+        let late = state.late.take();
+        if until.is_some_and(|until| Some(until) <= late) {
+            return Taken::Late;
         }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
-        Poll::Pending
-    }
-
-    /// There is nothing yet; what then?
-    fn wait(&self, until: Instant) -> Wait {
-        let mut state = lock(&self.state);
-        if state.late.take().is_some_and(|late| until <= late) {
-            return Wait::Over;
-        }
-        state.until = Some(until);
-        if state.watched.is_some_and(|watched| watched <= until) {
-            return Wait::Watched;
-        }
-        state.watched = Some(until);
-        Wait::Unwatched
+        state.until = until;
+        let is_watched = |until: &Instant| state.watched.is_some_and(|watched| watched <= *until);
+        let watch = until.filter(|until| !is_watched(until));
+        state.watched = watch.or(state.watched);
+        Taken::Nothing { watch }
     }
 
     /// Ends the wait of a caller whose time is over at `now`. Else, says when to look again.
