@@ -81,6 +81,12 @@ impl Context {
         CURRENT.try_with(Self::clone).ok()
     }
 
+    /// The same without a clone of it.
+    pub(crate) fn with_current(look: impl FnOnce(&Self)) {
+        // Nothing to look at where there is none.
+        CURRENT.try_with(look).unwrap_or_default();
+    }
+
     /// Runs `future` with this as its current context: for work spawned by a handler.
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
         CURRENT.scope(self, future).await

@@ -49,6 +49,7 @@ impl Scenario {
 pub const SCENARIOS: &[Scenario] = &[
     scenario("floor: event decoded", floors::event),
     scenario("event handled", events::handled),
+    scenario("event without fields handled", events::handled_empty),
     scenario("event over memory, both sides", memory::event),
     scenario(
         "floor: request and reply encoded and decoded",
@@ -182,6 +183,11 @@ struct Placed {
     user: u64,
     cents: u64,
 }
+
+/// Nothing to decode.
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "cost.rung")]
+struct Rung;
 
 const ORDER: u64 = 1_234_567_890;
 const USER: u64 = 98_765;

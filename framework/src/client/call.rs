@@ -102,9 +102,7 @@ impl<'a> Call<'a> {
     fn into_envelope(self, deadline: Option<Instant>) -> Result<(&'a Client, Envelope), RpcError> {
         let mut envelope = self.envelope?;
         envelope.deadline = deadline;
-        if let Some(context) = Context::current() {
-            context.pass_on(&mut envelope);
-        }
+        Context::with_current(|context| context.pass_on(&mut envelope));
         let checked = envelope.check();
         checked.map_err(|what| Error::new(ErrorKind::TooLarge, what))?;
         Ok((self.client, envelope))
