@@ -1,6 +1,7 @@
 //! [`Client`]: sends messages and events to whoever handles them.
 
 mod call;
+mod exchange;
 mod policy;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use self::{call::Call, policy::Policies};
 pub use self::{
-    call::{EmitCall, SendCall, StreamCall},
+    call::{EmitCall, SendCall, SendFuture, StreamCall},
     policy::{Breaker, Policy, Retry},
 };
 use crate::{

@@ -75,7 +75,7 @@ impl Codec {
                     .map_err(RpcError::internal)?;
             }
         }
-        Ok(written.into_bytes())
+        Ok(written.take())
     }
 
     /// Decodes one value; an empty JSON payload reads as `null`.
@@ -123,10 +123,11 @@ impl Written {
         }
     }
 
-    fn into_bytes(self) -> Bytes {
+    /// All of it; by reference, as it is large.
+    fn take(&mut self) -> Bytes {
         match self.long.is_empty() {
             true => Bytes::copy_from_slice(&self.start[..self.length]),
-            false => self.long.into(),
+            false => std::mem::take(&mut self.long).into(),
         }
     }
 

@@ -44,14 +44,19 @@ struct Inner {
 impl Context {
     /// A context for `envelope`, received just now by `transport`.
     pub fn new(envelope: Envelope, transport: &'static str) -> Self {
-        Self::with_attempt(envelope, transport, 1)
+        Self::received(envelope, transport, SystemTime::now(), 1)
     }
 
-    pub(crate) fn with_attempt(envelope: Envelope, transport: &'static str, attempt: u32) -> Self {
+    pub(crate) fn received(
+        envelope: Envelope,
+        transport: &'static str,
+        received_at: SystemTime,
+        attempt: u32,
+    ) -> Self {
         let inner = Inner {
             envelope,
             transport,
-            received_at: SystemTime::now(),
+            received_at,
             attempt,
         };
         Self {
@@ -68,12 +73,18 @@ impl Context {
             attempt,
             ..
         } = &*self.inner;
-        Self::with_attempt(envelope.clone(), transport, attempt + 1)
+        Self::received(envelope.clone(), transport, SystemTime::now(), attempt + 1)
     }
 
     /// The context of the message this task is handling.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Self::clone).ok()
+    }
+
+    /// The same without a clone of it.
+    pub(crate) fn with_current(look: impl FnOnce(&Self)) {
+        // Nothing to look at where there is none.
+        CURRENT.try_with(look).unwrap_or_default();
     }
 
     /// Runs `future` with this as its current context: for work spawned by a handler.

@@ -70,7 +70,7 @@ pub mod transport;
 pub use nestling_macros::{Event, Message, controller};
 
 pub use self::{
-    client::{Breaker, Builder, Client, EmitCall, Policy, Retry, SendCall, StreamCall},
+    client::{Breaker, Builder, Client, EmitCall, Policy, Retry, SendCall, SendFuture, StreamCall},
     codec::Codec,
     context::Context,
     contract::{Event, Guarantee, Many, Message, Shape, Single},

@@ -4,7 +4,7 @@ mod limit;
 
 use std::{
     any::Any,
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fmt,
     future::poll_fn,
     panic::Location,
@@ -111,8 +111,14 @@ pub trait Controller {
 #[derive(Clone, Default)]
 pub struct Router {
     // What is received is looked up and never inserted, so a hash need not withstand an attack.
-    messages: HashMap<ByteString, MessageRoute, RandomState>,
-    events: HashMap<ByteString, Vec<EventRoute>, RandomState>,
+    routes: HashMap<ByteString, Routes, RandomState>,
+}
+
+/// Who handles one pattern: together, so that what is received is looked up once, whatever it is.
+#[derive(Clone, Default)]
+pub(crate) struct Routes {
+    pub(crate) message: Option<MessageRoute>,
+    pub(crate) events: Vec<EventRoute>,
 }
 
 #[derive(Clone)]
@@ -249,11 +255,12 @@ impl Router {
     /// When both have a handler for one message.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
-        for (pattern, route) in other.messages {
-            self.insert_message(pattern, route);
-        }
-        for (pattern, routes) in other.events {
-            self.events.entry(pattern).or_default().extend(routes);
+        for (pattern, Routes { message, events }) in other.routes {
+            if let Some(route) = message {
+                self.insert_message(pattern.clone(), route);
+            }
+            let routes = self.routes.entry(pattern).or_default();
+            routes.events.extend(events);
         }
         self
     }
@@ -269,14 +276,12 @@ impl Router {
             + Sync
             + 'static,
     {
-        let messages = self.messages.values_mut().map(|message| &mut message.route);
-        let events = self
-            .events
-            .values_mut()
-            .flatten()
-            .map(|event| &mut event.route);
-        for route in messages.chain(events) {
-            *route = route.clone().layered(&layer);
+        for Routes { message, events } in self.routes.values_mut() {
+            let message = message.iter_mut().map(|message| &mut message.route);
+            let events = events.iter_mut().map(|event| &mut event.route);
+            for route in message.chain(events) {
+                *route = route.clone().layered(&layer);
+            }
         }
         self
     }
@@ -310,15 +315,13 @@ impl Router {
     /// ```
     #[must_use]
     pub fn max_in_flight(mut self, most: usize) -> Self {
-        let messages = self.messages.values_mut().map(|message| &mut message.limit);
-        let events = self
-            .events
-            .values_mut()
-            .flatten()
-            .map(|event| &mut event.limit);
-        for limit in messages.chain(events) {
-            if !limit.is_some() {
-                *limit = Limit::new(most);
+        for Routes { message, events } in self.routes.values_mut() {
+            let message = message.iter_mut().map(|message| &mut message.limit);
+            let events = events.iter_mut().map(|event| &mut event.limit);
+            for limit in message.chain(events) {
+                if !limit.is_some() {
+                    *limit = Limit::new(most);
+                }
             }
         }
         self
@@ -347,24 +350,21 @@ impl Router {
     }
 
     fn insert_message(&mut self, pattern: ByteString, route: MessageRoute) {
-        match self.messages.entry(pattern) {
-            Entry::Vacant(entry) => {
-                entry.insert(route);
-            }
-            Entry::Occupied(entry) => panic!(
-                "message {:?} has two handlers: one added at {}, one at {}",
-                entry.key(),
-                entry.get().caller,
-                route.caller
-            ),
+        if let Some(other) = self.find_message(&pattern) {
+            panic!(
+                "message {pattern:?} has two handlers: one added at {}, one at {}",
+                other.caller, route.caller
+            );
         }
+        self.routes.entry(pattern).or_default().message = Some(route);
     }
 
     #[track_caller]
     fn add_event(mut self, pattern: ByteString, route: Route, needs: Guarantee) -> Self {
         let caller = Location::caller();
         let pattern = pattern::route(pattern);
-        self.events.entry(pattern).or_default().push(EventRoute {
+        let routes = self.routes.entry(pattern).or_default();
+        routes.events.push(EventRoute {
             route,
             needs,
             limit: Limit::default(),
@@ -373,22 +373,29 @@ impl Router {
         self
     }
 
-    pub(crate) fn find_message(&self, pattern: &str) -> Option<&MessageRoute> {
-        self.messages.get(pattern)
+    pub(crate) fn find(&self, pattern: &str) -> Option<&Routes> {
+        self.routes.get(pattern)
+    }
+
+    fn find_message(&self, pattern: &str) -> Option<&MessageRoute> {
+        self.find(pattern)?.message.as_ref()
     }
 
     pub(crate) fn find_events(&self, pattern: &str) -> &[EventRoute] {
-        self.events.get(pattern).map_or(&[], Vec::as_slice)
+        self.find(pattern).map_or(&[], |routes| &routes.events)
     }
 
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&ByteString, &MessageRoute)> {
-        self.messages.iter()
+        self.routes
+            .iter()
+            .filter_map(|(pattern, routes)| Some((pattern, routes.message.as_ref()?)))
     }
 
     pub(crate) fn events(&self) -> impl Iterator<Item = (&ByteString, &[EventRoute])> {
-        self.events
+        self.routes
             .iter()
-            .map(|(pattern, routes)| (pattern, routes.as_slice()))
+            .map(|(pattern, routes)| (pattern, routes.events.as_slice()))
+            .filter(|(_, events)| !events.is_empty())
     }
 }
 
@@ -403,9 +410,11 @@ fn shared(pattern: impl Into<ByteString> + 'static) -> ByteString {
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<_> = self.messages().map(|(pattern, _)| pattern).collect();
+        let events: Vec<_> = self.events().map(|(pattern, _)| pattern).collect();
         f.debug_struct("Router")
-            .field("messages", &self.messages.keys())
-            .field("events", &self.events.keys())
+            .field("messages", &messages)
+            .field("events", &events)
             .finish()
     }
 }

@@ -20,7 +20,7 @@ use nestling::{
     },
 };
 
-use crate::{Bench, CENTS, ORDER, Placed, USER, Work};
+use crate::{Bench, CENTS, ORDER, Placed, Rung, USER, Work};
 
 pub(crate) const JSON: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
 
@@ -33,6 +33,11 @@ pub(crate) async fn placed(event: Placed) -> Result<(), RpcError> {
     Ok(())
 }
 
+async fn rung(_: Rung) -> Result<(), RpcError> {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
 /// How many events have been handled.
 pub(crate) fn count() -> u64 {
     HANDLED.load(Ordering::Relaxed)
@@ -40,9 +45,36 @@ pub(crate) fn count() -> u64 {
 
 /// Decode, route, handle, settle: what the framework does with an event that has been received.
 pub(crate) fn handled(bench: Bench) -> Work {
+    let event = Received {
+        pattern: Placed::PATTERN,
+        payload: JSON,
+    };
+    handed_out(bench, Router::new().event(placed), event)
+}
+
+/// The same with nothing to decode: the framework's part alone, or nearly.
+pub(crate) fn handled_empty(bench: Bench) -> Work {
+    let event = Received {
+        pattern: Rung::PATTERN,
+        payload: "",
+    };
+    handed_out(bench, Router::new().event(rung), event)
+}
+
+/// An event as it is received.
+#[derive(Clone, Copy)]
+struct Received {
+    pattern: &'static str,
+    payload: &'static str,
+}
+
+fn handed_out(bench: Bench, router: Router, event: Received) -> Work {
     let shelf = Arc::new(Mutex::new(Shelf::default()));
-    let transport: Arc<dyn ServerTransport> = Arc::new(Handing(Arc::clone(&shelf)));
-    let server = bench.serve(Router::new().event(placed), transport);
+    let transport: Arc<dyn ServerTransport> = Arc::new(Handing {
+        shelf: Arc::clone(&shelf),
+        event,
+    });
+    let server = bench.serve(router, transport);
     Box::new(move |messages| {
         let _running = &server;
         let (handled, acknowledged) = (count(), ACKNOWLEDGED.load(Ordering::Relaxed));
@@ -86,7 +118,10 @@ fn lock(shelf: &Mutex<Shelf>) -> std::sync::MutexGuard<'_, Shelf> {
     shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Handing(Arc<Mutex<Shelf>>);
+struct Handing {
+    shelf: Arc<Mutex<Shelf>>,
+    event: Received,
+}
 
 #[async_trait]
 impl ServerTransport for Handing {
@@ -111,12 +146,18 @@ impl ServerTransport for Handing {
     }
 
     async fn subscribe(&self, _: Subscription) -> Result<Sources, Error> {
-        let source: Box<dyn Source> = Box::new(HandingSource(Arc::clone(&self.0)));
+        let source: Box<dyn Source> = Box::new(HandingSource {
+            shelf: Arc::clone(&self.shelf),
+            event: self.event,
+        });
         Ok(Box::pin(futures_util::stream::iter([source])))
     }
 }
 
-struct HandingSource(Arc<Mutex<Shelf>>);
+struct HandingSource {
+    shelf: Arc<Mutex<Shelf>>,
+    event: Received,
+}
 
 impl Source for HandingSource {
     fn poll_deliveries(
@@ -125,7 +166,7 @@ impl Source for HandingSource {
         room: usize,
         batch: &mut Vec<Delivery>,
     ) -> Poll<Option<usize>> {
-        let mut shelf = lock(&self.0);
+        let mut shelf = lock(&self.shelf);
         let count = shelf.left.min(room as u64);
         if count == 0 {
             shelf.source = Some(cx.waker().clone());
@@ -136,8 +177,9 @@ impl Source for HandingSource {
         }
         shelf.left -= count;
         for _ in 0..count {
-            let pattern = ByteString::from_static(Placed::PATTERN);
-            let envelope = Envelope::new(pattern, Bytes::from_static(JSON.as_bytes()));
+            let pattern = ByteString::from_static(self.event.pattern);
+            let payload = Bytes::from_static(self.event.payload.as_bytes());
+            let envelope = Envelope::new(pattern, payload);
             batch.push(Delivery::new(Kind::Event, envelope, Box::new(Counted)));
         }
         Poll::Ready(Some(usize::try_from(count).unwrap_or(room)))

@@ -49,6 +49,7 @@ impl Scenario {
 pub const SCENARIOS: &[Scenario] = &[
     scenario("floor: event decoded", floors::event),
     scenario("event handled", events::handled),
+    scenario("event without fields handled", events::handled_empty),
     scenario("event over memory, both sides", memory::event),
     scenario(
         "floor: request and reply encoded and decoded",
@@ -68,8 +69,13 @@ pub const SCENARIOS: &[Scenario] = &[
         memory::request_with_headers,
     ),
     scenario("streamed value over memory, both sides", memory::stream),
+    scenario("floor: request over tcp, server", tcp::server_floor),
     scenario("request over tcp, server", tcp::server),
     scenario("request over tcp, server, nest wire", tcp::server_nest),
+    scenario(
+        "request over tcp, server, handler waits once",
+        tcp::server_waiting,
+    ),
     scenario("request over tcp, both sides", tcp::both_sides),
     scenario(
         "request over tcp, both sides, nest wire",
@@ -147,6 +153,15 @@ struct AskWithContext {
     cents: u64,
 }
 
+/// The same message to a handler that is not done when it is polled first.
+#[derive(Serialize, Deserialize, Message)]
+#[message(pattern = "cost.ask_waiting", reply = Answer)]
+struct AskWaiting {
+    order: u64,
+    user: u64,
+    cents: u64,
+}
+
 /// Asks for so many answers.
 #[derive(Serialize, Deserialize, Message)]
 #[message(pattern = "cost.list", stream = Answer)]
@@ -168,6 +183,11 @@ struct Placed {
     user: u64,
     cents: u64,
 }
+
+/// Nothing to decode.
+#[derive(Serialize, Deserialize, Event)]
+#[event(pattern = "cost.rung")]
+struct Rung;
 
 const ORDER: u64 = 1_234_567_890;
 const USER: u64 = 98_765;
@@ -193,5 +213,6 @@ fn messages() -> Router {
     Router::new()
         .message(async |ask: Ask| Ok::<_, RpcError>(answer(ask.order, ask.cents)))
         .message(memory::with_context)
+        .message(tcp::waiting)
         .message(memory::list)
 }

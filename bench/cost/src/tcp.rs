@@ -1,29 +1,72 @@
 //! Requests over loopback TCP. What the kernel does is not counted.
 
-use nestling::{Client, Message};
+use std::any::Any;
+
+use nestling::{Client, Message, RpcError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::{Ask, BATCH, Bench, Work, ask, memory::requests, messages};
+use crate::{
+    Answer, Ask, AskWaiting, BATCH, Bench, Work, answer, ask, floors, memory::requests, messages,
+};
 
 const ASK: &str = r#"{"order":1234567890,"user":98765,"cents":12345}"#;
 const ANSWER: &str = r#"{"order":1234567890,"cents":12345,"paid":true}"#;
 
+pub(crate) async fn waiting(ask: AskWaiting) -> Result<Answer, RpcError> {
+    tokio::task::yield_now().await;
+    Ok(answer(ask.order, ask.cents))
+}
+
 /// The server alone: frame to envelope, route, handler, reply to frame, a batch at a time.
 pub(crate) fn server(bench: Bench) -> Work {
-    let preface = [&b"\0NST\x01"[..], &(16_u32 << 20).to_le_bytes()].concat();
-    batches(bench, &preface, native_request, native_reply)
+    let peer = Peer::ours(&bench);
+    native(bench, peer, Ask::PATTERN)
 }
 
-/// The same on NestJS's wire.
+/// The same with a handler that waits, and moves to a task of its own for that.
+pub(crate) fn server_waiting(bench: Bench) -> Work {
+    let peer = Peer::ours(&bench);
+    native(bench, peer, AskWaiting::PATTERN)
+}
+
+/// The same without the framework.
+pub(crate) fn server_floor(bench: Bench) -> Work {
+    let peer = floors::tcp_server(&bench);
+    native(bench, peer, Ask::PATTERN)
+}
+
+/// The server alone on NestJS's wire.
 pub(crate) fn server_nest(bench: Bench) -> Work {
-    batches(bench, &[], nest_request, nest_reply)
+    let peer = Peer::ours(&bench);
+    batches(bench, peer, &[], nest_request, nest_reply)
 }
 
-fn native_request(id: u8) -> Vec<u8> {
-    let pattern = Ask::PATTERN;
+/// A server that listens as long as this lives.
+pub(crate) struct Peer {
+    pub(crate) address: String,
+    pub(crate) running: Box<dyn Any>,
+}
+
+impl Peer {
+    fn ours(bench: &Bench) -> Self {
+        let server = bench.serve(messages(), "tcp://127.0.0.1:0");
+        Self {
+            address: server.address().replace("tcp://", ""),
+            running: Box::new(server),
+        }
+    }
+}
+
+fn native(bench: Bench, peer: Peer, pattern: &str) -> Work {
+    let preface = [&b"\0NST\x01"[..], &(16_u32 << 20).to_le_bytes()].concat();
+    let request = |id| native_request(id, pattern);
+    batches(bench, peer, &preface, request, native_reply)
+}
+
+fn native_request(id: u8, pattern: &str) -> Vec<u8> {
     let length = u8::try_from(pattern.len()).expect("a short pattern");
     // Type, id, flags, deadline, pattern, number of headers.
     let head = [&[1, id, 0, 0, length], pattern.as_bytes(), &[0]].concat();
@@ -59,12 +102,12 @@ fn nest_frame(body: &str) -> Vec<u8> {
 
 fn batches(
     bench: Bench,
+    peer: Peer,
     preface: &[u8],
-    request: fn(u8) -> Vec<u8>,
-    reply: fn(u8) -> Vec<u8>,
+    request: impl Fn(u8) -> Vec<u8>,
+    reply: impl Fn(u8) -> Vec<u8>,
 ) -> Work {
-    let server = bench.serve(messages(), "tcp://127.0.0.1:0");
-    let address = server.address().replace("tcp://", "");
+    let Peer { address, running } = peer;
     let mut stream = bench.wait(async {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
         stream.write_all(preface).await.expect("it reads");
@@ -78,7 +121,7 @@ fn batches(
     let expected: Vec<u8> = ids().flat_map(reply).collect();
     let mut received = vec![0; expected.len()];
     Box::new(move |messages| {
-        let _running = &server;
+        let _running = &running;
         bench.wait(async {
             for _ in 0..messages / BATCH {
                 stream.write_all(&sent).await.expect("it reads");

@@ -1,6 +1,14 @@
 //! Calls: what a [`Client`] is about to do, and what comes of it when it is awaited.
 
-use std::{fmt, future::IntoFuture, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -10,7 +18,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Client, Inner, check_guarantee,
-    policy::{Held, Outgoing, Rules, exchange},
+    exchange::Exchange,
+    policy::{Held, Outgoing, Received, Rules},
 };
 use crate::{
     codec::Codec,
@@ -93,9 +102,7 @@ impl<'a> Call<'a> {
     fn into_envelope(self, deadline: Option<Instant>) -> Result<(&'a Client, Envelope), RpcError> {
         let mut envelope = self.envelope?;
         envelope.deadline = deadline;
-        if let Some(context) = Context::current() {
-            context.pass_on(&mut envelope);
-        }
+        Context::with_current(|context| context.pass_on(&mut envelope));
         let checked = envelope.check();
         checked.map_err(|what| Error::new(ErrorKind::TooLarge, what))?;
         Ok((self.client, envelope))
@@ -170,88 +177,150 @@ impl<'a, R> SendCall<'a, R> {
     }
 }
 
-impl<'a, R: DeserializeOwned + 'a> IntoFuture for SendCall<'a, R> {
+impl<'a, R: DeserializeOwned> IntoFuture for SendCall<'a, R> {
     type Output = Result<R, RpcError>;
-    type IntoFuture = BoxFuture<'a, Self::Output>;
+    type IntoFuture = SendFuture<'a, R>;
 
     /// # Errors
     /// The handler's error; `Unavailable` when nobody can be reached or a [`Breaker`](crate::Breaker)
     /// is open, `DeadlineExceeded` when the time is over, `ResourceExhausted` when the message is too
     /// large or too many calls are in flight.
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let codec = self.call.reply_codec();
-            let rules = self.call.rules();
-            let idempotent = self.call.idempotent;
-            let started = Instant::now();
-            let deadline = started + self.call.timeout(rules.as_deref());
-            let (client, envelope) = self.call.into_envelope(Some(deadline))?;
-            let deadline = envelope.deadline.unwrap_or(deadline);
-            let record = Record::new("sent", started, client, &envelope);
-            let mut held = Held::default();
-            let item = match rules {
-                None => exchange(&*client.inner.transport, envelope, deadline).await,
-                Some(rules) => {
-                    let outgoing = Outgoing::new(envelope, Expect::Single, deadline, idempotent);
-                    rules.send(outgoing).await.map(|received| {
-                        held = received.held;
-                        received.first.unwrap_or(Item::End)
-                    })
-                }
-            };
-            drop(held);
-            let result = match item {
-                Ok(Item::Last(bytes) | Item::Value(bytes)) => {
-                    codec.decode(&bytes).map_err(bad_reply)
-                }
-                Ok(Item::End) => codec.decode(&[]).map_err(bad_reply),
-                Ok(Item::Fail(error)) | Err(error) => Err(error),
-            };
-            record.end(&result);
-            result
-        })
+        SendFuture {
+            state: State::Unsent(self.call),
+            reply: PhantomData,
+        }
+    }
+}
+
+/// What awaits the reply to a [`SendCall`]. The message is sent when it is polled first.
+///
+/// A type of its own, so that a call need not be boxed.
+pub struct SendFuture<'a, R> {
+    state: State<'a>,
+    reply: PhantomData<fn() -> R>,
+}
+
+enum State<'a> {
+    Unsent(Call<'a>),
+    Sent(Sent<'a>),
+    Over,
+}
+
+impl<R: DeserializeOwned> Future for SendFuture<'_, R> {
+    type Output = Result<R, RpcError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let state = &mut self.get_mut().state;
+        if matches!(state, State::Unsent(_))
+            && let State::Unsent(call) = std::mem::replace(state, State::Over)
+        {
+            *state = State::Sent(call.send()?);
+        }
+        let State::Sent(sent) = state else {
+            panic!("polled after the reply was there");
+        };
+        let result = match ready!(sent.poll(cx)) {
+            Ok(Item::Last(bytes) | Item::Value(bytes)) => sent.decode(&bytes),
+            Ok(Item::End) => sent.decode(&[]),
+            Ok(Item::Fail(error)) | Err(error) => Err(error),
+        };
+        sent.record.end(&result);
+        *state = State::Over;
+        Poll::Ready(result)
+    }
+}
+
+impl<R> fmt::Debug for SendFuture<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SendFuture")
+    }
+}
+
+/// A message on its way.
+struct Sent<'a> {
+    codec: Codec,
+    record: Record<'a>,
+    way: Way<'a>,
+}
+
+enum Way<'a> {
+    Straight(Exchange<'a>),
+    /// Through the layers of the client's policies.
+    ByRules(BoxFuture<'static, Result<Received, RpcError>>),
+}
+
+impl<'a> Call<'a> {
+    fn send(self) -> Result<Sent<'a>, RpcError> {
+        let codec = self.reply_codec();
+        let rules = self.rules();
+        let idempotent = self.idempotent;
+        let started = Instant::now();
+        let deadline = started + self.timeout(rules.as_deref());
+        let (client, envelope) = self.into_envelope(Some(deadline))?;
+        let deadline = envelope.deadline.unwrap_or(deadline);
+        let record = Record::new("sent", started, client, &envelope);
+        let way = match rules {
+            None => {
+                let transport = &*client.inner.transport;
+                Way::Straight(Exchange::new(transport, envelope, deadline))
+            }
+            Some(rules) => {
+                let outgoing = Outgoing::new(envelope, Expect::Single, deadline, idempotent);
+                Way::ByRules(rules.send(outgoing))
+            }
+        };
+        Ok(Sent { codec, record, way })
+    }
+}
+
+impl Sent<'_> {
+    fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<Item, RpcError>> {
+        match &mut self.way {
+            Way::Straight(exchange) => exchange.poll(cx, &self.record.pattern),
+            Way::ByRules(answer) => {
+                let received = ready!(answer.as_mut().poll(cx))?;
+                Poll::Ready(Ok(received.first.unwrap_or(Item::End)))
+            }
+        }
+    }
+
+    fn decode<R: DeserializeOwned>(&self, bytes: &[u8]) -> Result<R, RpcError> {
+        self.codec.decode(bytes).map_err(bad_reply)
     }
 }
 
 /// A line in the log for a call that has ended, with how long it took: target `nestling::calls`,
 /// level debug.
-struct Record {
+struct Record<'a> {
     kind: &'static str,
-    transport: &'static str,
+    client: &'a Client,
     pattern: ByteString,
     trace: Option<ByteString>,
     started: Instant,
 }
 
-impl Record {
-    fn new(kind: &'static str, started: Instant, client: &Client, envelope: &Envelope) -> Self {
+impl<'a> Record<'a> {
+    fn new(kind: &'static str, started: Instant, client: &'a Client, envelope: &Envelope) -> Self {
         Self {
             kind,
-            transport: client.transport(),
+            client,
             pattern: envelope.pattern.clone(),
             trace: envelope.headers.get_shared(header::TRACEPARENT).cloned(),
             started,
         }
     }
 
-    fn end<T>(self, result: &Result<T, RpcError>) {
-        let Self {
-            kind,
-            transport,
-            pattern,
-            trace,
-            started,
-        } = self;
-        let (pattern, trace) = (&*pattern, trace.as_deref().unwrap_or_default());
-        // What is not logged is not measured either.
+    fn end<T>(&self, result: &Result<T, RpcError>) {
+        // What is not logged is not asked for or measured either.
         tracing::debug!(
             target: "nestling::calls",
-            kind,
-            pattern,
-            transport,
-            micros = started.elapsed().as_micros(),
+            kind = self.kind,
+            pattern = &*self.pattern,
+            transport = self.client.transport(),
+            micros = self.started.elapsed().as_micros(),
             ok = result.is_ok(),
-            trace
+            trace = self.trace.as_deref().unwrap_or_default()
         );
     }
 }
@@ -359,8 +428,8 @@ impl Reading {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
-        let item = timeout_at(Instant::now() + patience, self.replies.item()).await;
-        let item = item.map_err(|_| no_reply(pattern));
+        let item = self.replies.item_until(Instant::now() + patience).await;
+        let item = item.ok_or_else(|| no_reply(pattern));
         self.held.first(item.as_ref());
         item
     }

@@ -14,11 +14,11 @@ use bytestring::ByteString;
 use tokio::sync::Semaphore;
 use tower::{Layer, ServiceExt};
 
-pub(super) use self::layers::{Held, Outgoing, exchange};
+pub(super) use self::layers::{Held, Outgoing, Received};
 use self::{
     breaker::Circuit,
     budget::Budget,
-    layers::{Break, Limit, Received, Sending, Stack, Try},
+    layers::{Break, Limit, Sending, Stack, Try},
 };
 use super::call::LONGEST;
 use crate::{error::RpcError, handler::BoxFuture, transport::ClientTransport};

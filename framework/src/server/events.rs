@@ -11,7 +11,6 @@ use std::{
 
 use bytestring::ByteString;
 use futures_util::future::join_all;
-use smallvec::SmallVec;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit},
     time::{sleep, timeout},
@@ -28,7 +27,7 @@ use crate::{
     envelope::header,
     error::RpcError,
     router::{EventRoute, Place},
-    transport::{Delivery, Kind, Only, Outcome, Rejection, Responder},
+    transport::{Kind, Only, Outcome, Rejection, Responder, Unsettled},
 };
 
 /// How many keys are remembered before those that are free are forgotten.
@@ -74,67 +73,50 @@ impl Lanes {
         &mut self,
         shared: &Loop,
         origin: Origin,
-        delivery: &mut Delivery,
+        routes: &[EventRoute],
+        lane: Option<&ByteString>,
+        mut cx: Context,
         task: &mut task::Context<'_>,
     ) -> Started {
-        let routes = shared.router().find_events(delivery.route());
-        let only = Only::of(&delivery.envelope.headers, shared.service());
-        let turn = self.turn(delivery.lane.as_ref(), task);
-        let envelope = std::mem::take(&mut delivery.envelope);
-        let cx = Context::with_attempt(envelope, origin.name, delivery.attempt);
-        let meant = routes
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| only.means(*place));
-        // Nearly always one.
-        let mut handlers: SmallVec<[_; 1]> = meant
+        let only = Only::of(cx.headers(), shared.service());
+        let turn = self.turn(lane, task);
+        let is_worn_out = cx.attempt() > shared.attempts(origin);
+        let is_meant = |(place, _): &(usize, &EventRoute)| only.means(*place);
+        let meant = || routes.iter().enumerate().filter(is_meant);
+        let mut first = None;
+        if !is_worn_out
+            && !matches!(turn, Turn::Waiting(_))
+            && let Some(event) = alone(meant())
+            && let Some(place) = event.limit.try_take()
+        {
+            match First::attempt(event, place, cx, task) {
+                Ok(()) => return Started::Settle(Outcome::Ack),
+                Err(left) => (cx, first) = (left.0, Some(left.1)),
+            }
+        }
+        let mut handlers: Vec<_> = meant()
             .map(|(place, event)| Handling::new(place, event.clone(), &cx))
             .collect();
-        if cx.attempt() > shared.attempts(origin) {
-            let worn_out = Some(worn_out(&cx, &handlers));
-            let handlers = Vec::new();
-            return Started::Event(Event {
-                turn,
-                origin,
-                handlers,
-                worn_out,
-            });
+        let mut worn_out = None;
+        if is_worn_out {
+            worn_out = Some(Box::new(self::worn_out(&cx, &handlers)));
+            handlers.clear();
+        } else if let [only] = &mut handlers[..] {
+            only.first = first;
         }
-        let [only] = &mut handlers[..] else {
-            return Self::queued(turn, origin, handlers);
-        };
-        if matches!(turn, Turn::Waiting(_)) {
-            return Self::queued(turn, origin, handlers);
-        }
-        let Some(place) = only.event.limit.try_take() else {
-            return Self::queued(turn, origin, handlers);
-        };
-        let mut work = Work::new(&only.event.route, cx);
-        match work.poll(task) {
-            Poll::Ready(Ok(_)) => {
-                log_handled(work.context());
-                return Started::Settle(Outcome::Ack);
-            }
-            Poll::Ready(Err(error)) => only.first = Some(First::Failed(error)),
-            Poll::Pending => {
-                let held = Held {
-                    _place: place,
-                    permit: None,
-                };
-                only.first = Some(First::Runs(work, held));
-            }
-        }
-        Self::queued(turn, origin, handlers)
-    }
-
-    fn queued(turn: Turn, origin: Origin, handlers: SmallVec<[Handling; 1]>) -> Started {
         Started::Event(Event {
             turn,
             origin,
-            handlers: handlers.into_vec(),
-            worn_out: None,
+            handlers,
+            worn_out,
         })
     }
+}
+
+/// The only one, as is usual.
+fn alone<'a>(mut meant: impl Iterator<Item = (usize, &'a EventRoute)>) -> Option<&'a EventRoute> {
+    let (_, event) = meant.next()?;
+    meant.next().is_none().then_some(event)
 }
 
 /// An event in work.
@@ -143,7 +125,7 @@ pub(super) struct Event {
     origin: Origin,
     handlers: Vec<Handling>,
     /// It has had all its tries before, and gets no more.
-    worn_out: Option<Rejection>,
+    worn_out: Option<Box<Rejection>>,
 }
 
 /// One handler of an event: each succeeds, is retried and fails apart from the others.
@@ -161,6 +143,32 @@ enum First {
     Failed(RpcError),
 }
 
+impl First {
+    /// Makes it. What comes back is not handled yet.
+    fn attempt(
+        event: &EventRoute,
+        place: Place,
+        cx: Context,
+        task: &mut task::Context<'_>,
+    ) -> Result<(), (Context, Self)> {
+        let mut work = Work::new(&event.route, cx);
+        match work.poll(task) {
+            Poll::Ready(Ok(_)) => {
+                log_handled(work.context());
+                Ok(())
+            }
+            Poll::Ready(Err(error)) => Err((work.context().clone(), Self::Failed(error))),
+            Poll::Pending => {
+                let held = Held {
+                    _place: place,
+                    permit: None,
+                };
+                Err((work.context().clone(), Self::Runs(work, held)))
+            }
+        }
+    }
+}
+
 /// What a try of an event holds.
 struct Held {
     _place: Place,
@@ -174,7 +182,7 @@ impl Event {
             turn: Turn::Free,
             origin,
             handlers: Vec::new(),
-            worn_out: Some(rejection),
+            worn_out: Some(Box::new(rejection)),
         }
     }
 
@@ -199,7 +207,7 @@ impl Event {
         self,
         shared: &Loop,
         turnstile: &Turnstile,
-        delivery: &mut Delivery,
+        left: &mut Unsettled,
     ) -> Option<Outcome> {
         let Self {
             turn,
@@ -208,8 +216,8 @@ impl Event {
             worn_out,
         } = self;
         let attempts = shared.attempts(origin);
-        let is_event = delivery.kind == Kind::Event;
-        let responder = Mutex::new(delivery.responder());
+        let is_event = left.kind == Kind::Event;
+        let responder = Mutex::new(left.responder());
         let work = async {
             let guard = match turn {
                 Turn::Free => None,
@@ -221,7 +229,7 @@ impl Event {
                 .map(|handling| handling.run(shared, turnstile, attempts, &responder));
             let failures: Vec<_> = join_all(ends).await.into_iter().flatten().collect();
             drop(guard);
-            match worn_out.or_else(|| Failure::join(failures)) {
+            match worn_out.or_else(|| Failure::join(failures).map(Box::new)) {
                 None => Outcome::Ack,
                 Some(rejection) => {
                     if is_event {

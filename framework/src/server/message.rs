@@ -4,7 +4,7 @@
 use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::pin,
     task::{self, Poll, ready},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,9 +24,9 @@ use super::{
 use crate::{
     context::Context,
     error::RpcError,
-    handler::ByteStream,
+    handler::{BoxFuture, ByteStream, Reply},
     router::{MessageRoute, Place},
-    transport::{Delivery, Gone, Kind, Outcome},
+    transport::{Gone, Kind, Outcome, Unsettled},
 };
 
 /// How long a stream waits for a reader who takes nothing.
@@ -45,10 +45,6 @@ pub(super) struct Running {
     /// Ours, for a caller who set none; it does not hold for a stream.
     limit: Option<Instant>,
     cancellable: bool,
-    /// The responder has said that it takes one more value.
-    has_room: bool,
-    /// What the stream gave when it was asked whether it ends.
-    ahead: Option<Result<Bytes, RpcError>>,
     /// The last field, so that it is given up after what the handler holds.
     _place: Place,
 }
@@ -62,8 +58,8 @@ pub(super) fn start(
     patience: Duration,
     task: &mut task::Context<'_>,
 ) -> Started {
-    let now = Instant::now();
-    if cx.deadline().is_some_and(|deadline| deadline <= now) {
+    let is_past = |deadline| deadline <= Instant::now();
+    if cx.deadline().is_some_and(is_past) {
         return Started::Settle(Outcome::Fail(too_late()));
     }
     let Some(place) = message.limit.try_take() else {
@@ -77,7 +73,8 @@ pub(super) fn start(
         },
         Poll::Pending => None,
     };
-    let limit = now.checked_add(patience);
+    // The first poll does not count: nothing could have cut it short.
+    let limit = Instant::now().checked_add(patience);
     Started::Message(Running::new(message, work, place, stream, limit))
 }
 
@@ -113,11 +110,11 @@ impl Waiting {
     /// Waits for a place and a permit, then answers; the permit is held until that is done.
     pub(super) async fn run(
         self,
-        mut delivery: Delivery,
+        mut left: Unsettled,
         turnstile: &Turnstile,
-        abort: CancellationToken,
+        abort: &CancellationToken,
     ) {
-        let (place, permit) = match self.admitted(&mut delivery, turnstile, &abort).await {
+        let (place, permit) = match self.admitted(&mut left, turnstile, abort).await {
             Ok(admitted) => admitted,
             Err(interrupted) => {
                 let outcome = match interrupted {
@@ -127,7 +124,7 @@ impl Waiting {
                     }
                     other => other.outcome(),
                 };
-                return settle_or_give_back(delivery, outcome);
+                return settle_or_give_back(left, outcome);
             }
         };
         let Self {
@@ -139,9 +136,10 @@ impl Waiting {
         drop(queued);
         let limit = Instant::now().checked_add(patience);
         let work = Work::new(&message.route, cx);
-        let running = Running::new(&message, work, place, None, limit);
-        let outcome = running.finish(&mut delivery, abort).await;
-        settle_or_give_back(delivery, outcome);
+        let mut running = Running::new(&message, work, place, None, limit);
+        let outcome = running.finish(&mut left, abort).await;
+        drop(running);
+        settle_or_give_back(left, outcome);
         drop(permit);
     }
 
@@ -149,31 +147,28 @@ impl Waiting {
     /// held by what cannot run.
     async fn admitted(
         &self,
-        delivery: &mut Delivery,
+        left: &mut Unsettled,
         turnstile: &Turnstile,
         abort: &CancellationToken,
     ) -> Result<(Place, Option<OwnedSemaphorePermit>), Interrupted> {
-        let end = match delivery.kind {
+        let end = match left.kind {
             Kind::Event => None,
             Kind::Message => self
                 .cx
                 .deadline()
                 .or_else(|| Instant::now().checked_add(self.patience)),
         };
-        let mut interrupt = Interrupt {
-            abort: pin!(abort.cancelled()),
-            deadline: sleeping(end),
-        };
+        let mut interrupt = interrupt(abort, end);
         let mut admission = pin!(async {
             let place = self.message.limit.take().await;
             (place, turnstile.permit().await)
         });
         poll_fn(|task| {
-            if let Poll::Ready(interrupted) = interrupt.poll(task) {
+            if let Poll::Ready(interrupted) = interrupt.as_mut().poll(task) {
                 return Poll::Ready(Err(interrupted));
             }
             // It has not run, so it may be dropped whatever its contract says.
-            if delivery.responder().poll_cancelled(task).is_ready() {
+            if left.responder().poll_cancelled(task).is_ready() {
                 return Poll::Ready(Err(Interrupted::Cancelled));
             }
             admission.as_mut().poll(task).map(Ok)
@@ -203,8 +198,6 @@ impl Running {
             deadline: work.context().deadline(),
             limit: limit.filter(|_| !is_stream),
             cancellable: message.cancellable() || stream.is_some(),
-            has_room: false,
-            ahead: None,
             work,
             _place: place,
             stream,
@@ -213,36 +206,71 @@ impl Running {
 
     /// Runs to the end; `None` when the delivery has to be given back.
     pub(super) async fn finish(
-        mut self,
-        delivery: &mut Delivery,
-        abort: CancellationToken,
+        &mut self,
+        left: &mut Unsettled,
+        abort: &CancellationToken,
     ) -> Option<Outcome> {
-        let mut interrupt = pin!(Interrupt {
-            abort: pin!(abort.cancelled()),
-            deadline: sleeping(self.deadline.or(self.limit))
-        });
-        if self.stream.is_none() {
-            let result = poll_fn(|task| {
-                if let Poll::Ready(result) = self.work.poll(task) {
-                    return Poll::Ready(Ok(result));
-                }
-                if self.cancellable && delivery.responder().poll_cancelled(task).is_ready() {
-                    return Poll::Ready(Err(Interrupted::Cancelled));
-                }
-                interrupt.as_mut().get_mut().poll(task).map(Err)
-            })
-            .await;
-            match result.map(|result| self.work.outcome(result)) {
-                Ok(Ok(outcome)) => return Some(outcome),
-                Ok(Err(stream)) => {
-                    self.stream = Some(stream);
-                    interrupt.as_mut().get_mut().deadline = sleeping(self.deadline);
-                }
+        let stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => match self.result(left, abort).await {
+                Ok(result) => match self.work.outcome(result) {
+                    Ok(outcome) => return Some(outcome),
+                    Err(stream) => stream,
+                },
                 Err(interrupted) => return interrupted.outcome(),
+            },
+        };
+        let values = Values {
+            cx: self.work.context(),
+            stream,
+            has_room: false,
+            ahead: None,
+        };
+        // In a box, so that the many handlers without a stream have a small task.
+        Box::pin(values.send(left, interrupt(abort, self.deadline))).await
+    }
+
+    /// What the handler returns.
+    async fn result(
+        &mut self,
+        left: &mut Unsettled,
+        abort: &CancellationToken,
+    ) -> Result<Result<Reply, RpcError>, Interrupted> {
+        // Not made for a handler that is done when it is polled next, as most are that wait for a lock.
+        let mut interrupted = None;
+        poll_fn(|task| {
+            if let Poll::Ready(result) = self.work.poll(task) {
+                return Poll::Ready(Ok(result));
             }
-        }
-        let mut stream = self.stream.take()?;
-        let mut unread: Sleeping = None;
+            if self.cancellable && left.responder().poll_cancelled(task).is_ready() {
+                return Poll::Ready(Err(Interrupted::Cancelled));
+            }
+            let end = self.deadline.or(self.limit);
+            let interrupted = interrupted.get_or_insert_with(|| interrupt(abort, end));
+            interrupted.as_mut().poll(task).map(Err)
+        })
+        .await
+    }
+}
+
+/// A streamed reply in work.
+struct Values<'a> {
+    cx: &'a Context,
+    stream: ByteStream,
+    /// The responder has said that it takes one more value.
+    has_room: bool,
+    /// What the stream gave when it was asked whether it ends.
+    ahead: Option<Result<Bytes, RpcError>>,
+}
+
+impl Values<'_> {
+    /// Sends them to the end; `None` when the delivery has to be given back.
+    async fn send(
+        mut self,
+        left: &mut Unsettled,
+        mut interrupt: BoxFuture<'_, Interrupted>,
+    ) -> Option<Outcome> {
+        let mut unread = None;
         let mut burst = 0;
         loop {
             let step = poll_fn(|task| {
@@ -251,13 +279,13 @@ impl Running {
                 let pause = burst == BATCH;
                 if !pause {
                     burst += 1;
-                    let step = self.poll_stream(&mut stream, delivery, task);
+                    let step = self.poll_value(left, task);
                     if step.is_ready() {
                         return step.map(Ok);
                     }
                 }
                 burst = 0;
-                if delivery.responder().poll_cancelled(task).is_ready() {
+                if left.responder().poll_cancelled(task).is_ready() {
                     return Poll::Ready(Err(Interrupted::Cancelled));
                 }
                 // A caller who died without a word reads nothing and cancels nothing.
@@ -269,7 +297,7 @@ impl Running {
                         return Poll::Ready(Err(Interrupted::Cancelled));
                     }
                 }
-                let interrupted = interrupt.as_mut().get_mut().poll(task).map(Err);
+                let interrupted = interrupt.as_mut().poll(task).map(Err);
                 if pause && interrupted.is_pending() {
                     task.waker().wake_by_ref();
                 }
@@ -289,46 +317,37 @@ impl Running {
     }
 
     /// Moves one value from the handler's stream to the reply, when there is room for it.
-    fn poll_stream(
-        &mut self,
-        stream: &mut ByteStream,
-        delivery: &mut Delivery,
-        task: &mut task::Context<'_>,
-    ) -> Poll<Step> {
+    fn poll_value(&mut self, left: &mut Unsettled, task: &mut task::Context<'_>) -> Poll<Step> {
         let end = |outcome| Poll::Ready(Step::End(outcome));
         if !self.has_room {
-            match ready!(delivery.responder().poll_ready(task)) {
+            match ready!(left.responder().poll_ready(task)) {
                 Ok(()) => self.has_room = true,
                 Err(Gone) => return end(Outcome::Done),
             }
         }
-        match ready!(self.poll_item(stream, task)) {
+        match ready!(self.poll_item(task)) {
             // An end that is known already travels with the last value.
-            Some(Ok(payload)) => match self.poll_item(stream, task) {
+            Some(Ok(payload)) => match self.poll_item(task) {
                 Poll::Ready(None) => end(Outcome::Reply(payload)),
                 next => {
                     if let Poll::Ready(Some(item)) = next {
                         self.ahead = Some(item);
                     }
-                    delivery.responder().value(payload);
+                    left.responder().value(payload);
                     self.has_room = false;
                     Poll::Ready(Step::Value)
                 }
             },
-            Some(Err(error)) => end(Outcome::Fail(report(self.work.context(), error))),
+            Some(Err(error)) => end(Outcome::Fail(report(self.cx, error))),
             None => end(Outcome::Done),
         }
     }
 
-    fn poll_item(
-        &mut self,
-        stream: &mut ByteStream,
-        task: &mut task::Context<'_>,
-    ) -> Poll<Option<Result<Bytes, RpcError>>> {
+    fn poll_item(&mut self, task: &mut task::Context<'_>) -> Poll<Option<Result<Bytes, RpcError>>> {
         if let Some(item) = self.ahead.take() {
             return Poll::Ready(Some(item));
         }
-        let cx = self.work.context();
+        let Self { cx, stream, .. } = self;
         let polling = AssertUnwindSafe(|| cx.poll_scoped(|| stream.as_mut().poll_next(task)));
         catch_unwind(polling).unwrap_or_else(|panic| Poll::Ready(Some(Err(panicked(&*panic)))))
     }
@@ -349,25 +368,17 @@ impl Interrupted {
     }
 }
 
-type Sleeping = Option<Pin<Box<tokio::time::Sleep>>>;
-
-fn sleeping(deadline: Option<Instant>) -> Sleeping {
-    deadline.map(|deadline| Box::pin(sleep_until(deadline)))
-}
-
-struct Interrupt<A> {
-    abort: A,
-    deadline: Sleeping,
-}
-
-impl<A: Future<Output = ()> + Unpin> Interrupt<A> {
-    fn poll(&mut self, task: &mut task::Context<'_>) -> Poll<Interrupted> {
-        if Pin::new(&mut self.abort).poll(task).is_ready() {
-            return Poll::Ready(Interrupted::Aborted);
+/// What ends work before its handler does: the end of its time, or of the server's patience.
+fn interrupt(abort: &CancellationToken, end: Option<Instant>) -> BoxFuture<'_, Interrupted> {
+    Box::pin(async move {
+        let aborted = abort.cancelled();
+        match end {
+            None => aborted.await,
+            Some(end) => match timeout_at(end, aborted).await {
+                Ok(()) => {}
+                Err(_) => return Interrupted::Deadline,
+            },
         }
-        match &mut self.deadline {
-            Some(deadline) => deadline.as_mut().poll(task).map(|()| Interrupted::Deadline),
-            None => Poll::Pending,
-        }
-    }
+        Interrupted::Aborted
+    })
 }

@@ -6,6 +6,7 @@ mod message;
 mod permits;
 mod run;
 mod signals;
+mod stop;
 mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -13,11 +14,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytestring::ByteString;
 use futures_util::{StreamExt, stream::SelectAll};
 use tokio::{sync::Semaphore, task::JoinSet};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 pub use self::signals::Signals;
-use self::{kept::Kept, run::Loop};
+use self::{kept::Kept, run::Loop, stop::Stop};
 use crate::{
     contract::Guarantee,
     endpoint::{Endpoint, Endpoints, patiently},
@@ -300,8 +301,7 @@ impl Server {
             all.push(tagged(sources, origin));
             transports.push((input.transport, url));
         }
-        let abort = work.abort().clone();
-        let stop = work.stop().clone();
+        let (abort, stop) = (work.abort().clone(), work.stop().clone());
         let addresses = transports.iter().map(|(_, url)| url.clone()).collect();
         let mut supervisor = JoinSet::new();
         let transports = transports
@@ -488,14 +488,14 @@ async fn supervise(
         tokio::select! {
             // Not in random order, so that a simulation replays.
             biased;
-            () = work.stop().cancelled() => break,
+            () = work.stop().said() => break,
             Some(ended) = drivers.join_next() => log_panic(ended),
             Some((origin, source)) = sources.next() => {
                 drivers.spawn(Arc::clone(&work).drive(source, origin));
             }
             else => {
                 // Every transport has ended and every source is done: nothing will come any more.
-                work.stop().cancelled().await;
+                work.stop().said().await;
                 break;
             }
         }
@@ -540,7 +540,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<String>,
-    stop: CancellationToken,
+    stop: Stop,
     supervisor: JoinSet<()>,
     _abort: DropGuard,
 }
@@ -559,7 +559,7 @@ impl Running {
     /// Takes no new work, finishes what has begun within the drain timeout, gives the rest back,
     /// and lets go of the transports.
     pub async fn shutdown(mut self) {
-        self.stop.cancel();
+        self.stop.say();
         while let Some(ended) = self.supervisor.join_next().await {
             log_panic(ended);
         }

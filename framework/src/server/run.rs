@@ -13,30 +13,29 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
+    slice,
     sync::Arc,
     task::{self, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Limits, Origin,
     events::{Event, Lanes},
     message::{self, Running, Waiting},
     permits::Turnstile,
+    stop::{self, Stop},
 };
 use crate::{
     context::Context,
     contract::Guarantee,
     error::RpcError,
-    router::{MessageRoute, Router, no_handler},
-    transport::{Delivery, Kind, Outcome, Rejection, Source},
+    router::{Router, Routes, no_handler},
+    transport::{Delivery, Kind, Outcome, Rejection, Source, Unsettled},
 };
 
 /// How many deliveries one round takes at most, and how many values a stream gives without a pause.
@@ -50,13 +49,13 @@ pub(super) struct Loop {
     router: Router,
     pub(super) limits: Limits,
     permits: Arc<Semaphore>,
-    stop: CancellationToken,
+    stop: Stop,
     abort: CancellationToken,
 }
 
 impl Loop {
     pub(super) fn new(service: String, router: Router, limits: Limits, permits: Semaphore) -> Self {
-        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, abort) = (Stop::default(), CancellationToken::new());
         Self {
             service,
             router,
@@ -83,8 +82,8 @@ impl Loop {
         &self.router
     }
 
-    /// Cancelled when the server begins to drain.
-    pub(super) fn stop(&self) -> &CancellationToken {
+    /// Said when the server begins to drain.
+    pub(super) fn stop(&self) -> &Stop {
         &self.stop
     }
 
@@ -99,17 +98,17 @@ impl Loop {
 
     /// Runs one source until it ends or the server has drained.
     pub(super) async fn drive(self: Arc<Self>, source: Box<dyn Source>, origin: Origin) {
-        let stop = Box::pin(self.stop.clone().cancelled_owned());
         let unsettled = self.limits.max_in_flight.max(LEAST_UNSETTLED);
         let mut driver = Driver {
             for_events: Turnstile::new(Arc::clone(&self.permits)),
             for_messages: Turnstile::new(Arc::clone(&self.permits)),
             unsettled: Arc::new(Semaphore::new(unsettled)),
+            stop: Some(self.stop.listen()),
             shared: self,
             source,
             origin,
-            stop: Some(stop),
             batch: Vec::new(),
+            received_at: SystemTime::now(),
             in_work: TaskTracker::new(),
             lanes: Lanes::default(),
         };
@@ -122,8 +121,10 @@ struct Driver {
     source: Box<dyn Source>,
     origin: Origin,
     /// Gone once the source has been told.
-    stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    stop: Option<stop::Listener>,
     batch: Vec<Delivery>,
+    /// When the source last gave something.
+    received_at: SystemTime,
     in_work: TaskTracker,
     lanes: Lanes,
     /// Two, because there may be many events, and messages have a deadline.
@@ -149,13 +150,19 @@ impl Driver {
                 Round::End => break,
             }
             let mut batch = std::mem::take(&mut self.batch);
-            for delivery in batch.drain(..) {
+            let mut rest = batch.iter_mut();
+            while let Some((delivery, started)) =
+                poll_fn(|task| Poll::Ready(self.start_all(&mut rest, task))).await
+            {
+                if let Some(held) = permit.take() {
+                    permit = self.carry_on(delivery.take(), started, held).await;
+                }
                 // Without a permit the server is being torn down, and what is dropped is given back.
-                let Some(held) = permit.take() else {
+                if permit.is_none() {
                     break 'source;
-                };
-                permit = self.accept(delivery, held).await;
+                }
             }
+            batch.clear();
             self.batch = batch;
         }
         drop(permit);
@@ -176,7 +183,10 @@ impl Driver {
             }
         }
         match self.poll_source(cx, BATCH) {
-            Poll::Ready(Some(_)) => Poll::Ready(Round::Taken),
+            Poll::Ready(Some(_)) => {
+                self.received_at = SystemTime::now();
+                Poll::Ready(Round::Taken)
+            }
             Poll::Ready(None) => Poll::Ready(Round::End),
             Poll::Pending => {
                 *permit = None;
@@ -225,7 +235,7 @@ impl Driver {
 
     fn poll_source(&mut self, cx: &mut task::Context<'_>, room: usize) -> Poll<Option<usize>> {
         if let Some(stop) = &mut self.stop
-            && stop.as_mut().poll(cx).is_ready()
+            && stop.poll(cx).is_ready()
         {
             self.stop = None;
             self.source.stop();
@@ -233,35 +243,52 @@ impl Driver {
         self.source.poll_deliveries(cx, room, &mut self.batch)
     }
 
-    /// Starts the work on one delivery and returns a permit for the next: the same one when the
-    /// work was done in place.
-    async fn accept(
+    /// Starts the work on those that are left of a round and settles what is done by that, where it
+    /// lies. Stops at the first that is not done.
+    fn start_all<'a>(
         &mut self,
-        mut delivery: Delivery,
+        rest: &mut slice::IterMut<'a, Delivery>,
+        task: &mut task::Context<'_>,
+    ) -> Option<(&'a mut Delivery, Started)> {
+        for delivery in rest {
+            match self.start(delivery, task) {
+                Started::Settle(outcome) => settle(delivery.take(), outcome),
+                started => return Some((delivery, started)),
+            }
+        }
+        None
+    }
+
+    /// Goes on with a delivery whose work has been started, in a task of its own that has the permit, and
+    /// returns one for the next.
+    async fn carry_on(
+        &mut self,
+        mut left: Unsettled,
+        started: Started,
         permit: OwnedSemaphorePermit,
     ) -> Option<OwnedSemaphorePermit> {
-        let started = poll_fn(|task| Poll::Ready(self.start(&mut delivery, task))).await;
         match started {
             Started::Settle(outcome) => {
-                settle(delivery, outcome);
+                settle(left, outcome);
                 Some(permit)
             }
-            Started::Message(running) => {
-                let abort = self.shared.abort.clone();
+            Started::Message(mut running) => {
+                let shared = Arc::clone(&self.shared);
                 self.in_work.spawn(async move {
-                    let outcome = running.finish(&mut delivery, abort).await;
-                    settle_or_give_back(delivery, outcome);
+                    let outcome = running.finish(&mut left, &shared.abort).await;
+                    drop(running);
+                    settle_or_give_back(left, outcome);
                     drop(permit);
                 });
                 self.permit().await
             }
             Started::Waiting(waiting) => {
-                let (turnstile, abort) = (self.for_messages.clone(), self.shared.abort.clone());
+                let (turnstile, shared) = (self.for_messages.clone(), Arc::clone(&self.shared));
                 // A message has its room in the handler's queue.
-                let is_event = delivery.kind == Kind::Event;
+                let is_event = left.kind == Kind::Event;
                 let room = is_event.then(|| self.room());
                 self.in_work.spawn(async move {
-                    waiting.run(delivery, &turnstile, abort).await;
+                    waiting.run(left, &turnstile, &shared.abort).await;
                     drop(room);
                 });
                 self.next_permit(Some(permit)).await
@@ -269,13 +296,13 @@ impl Driver {
             Started::Event(mut event) => {
                 let (shared, turnstile) = (Arc::clone(&self.shared), self.for_events.clone());
                 let room = self.room();
-                let left = event.hand_over(permit);
+                let permit = event.hand_over(permit);
                 self.in_work.spawn(async move {
-                    let outcome = event.finish(&shared, &turnstile, &mut delivery).await;
-                    settle_or_give_back(delivery, outcome);
+                    let outcome = event.finish(&shared, &turnstile, &mut left).await;
+                    settle_or_give_back(left, outcome);
                     drop(room);
                 });
-                self.next_permit(left).await
+                self.next_permit(permit).await
             }
         }
     }
@@ -308,30 +335,29 @@ impl Driver {
         if let Err(what) = delivery.envelope.check_received() {
             return self.refuse(delivery, what);
         }
-        let router = &self.shared.router;
-        let (route, kind) = (delivery.route(), delivery.kind);
-        match (router.find_message(route), router.find_events(route)) {
-            (Some(message), []) => self.start_message(message, delivery, task),
-            (Some(message), _) if kind == Kind::Message => {
-                self.start_message(message, delivery, task)
-            }
-            (None, []) if kind == Kind::Message => {
-                Started::Settle(Outcome::Fail(no_handler(route)))
-            }
-            _ => self.lanes.start(&self.shared, self.origin, delivery, task),
+        let (route, is_message) = (delivery.route(), delivery.kind == Kind::Message);
+        let (message, events) = match self.shared.router.find(route) {
+            Some(Routes { message, events }) => (message.as_ref(), events.as_slice()),
+            None if is_message => return Started::Settle(Outcome::Fail(no_handler(route))),
+            None => (None, &[][..]),
+        };
+        if let Some(message) = message
+            && (is_message || events.is_empty())
+        {
+            let patience = self.shared.limits.handler_timeout;
+            let cx = self.context(delivery);
+            return message::start(message, cx, delivery.kind, patience, task);
         }
+        let cx = self.context(delivery);
+        let lane = delivery.lane.as_ref();
+        self.lanes
+            .start(&self.shared, self.origin, events, lane, cx, task)
     }
 
-    fn start_message(
-        &self,
-        message: &MessageRoute,
-        delivery: &mut Delivery,
-        task: &mut task::Context<'_>,
-    ) -> Started {
+    fn context(&self, delivery: &mut Delivery) -> Context {
         let envelope = std::mem::take(&mut delivery.envelope);
-        let cx = Context::with_attempt(envelope, self.origin.name, delivery.attempt);
-        let patience = self.shared.limits.handler_timeout;
-        message::start(message, cx, delivery.kind, patience, task)
+        let (name, at) = (self.origin.name, self.received_at);
+        Context::received(envelope, name, at, delivery.attempt)
     }
 
     /// Waits for what is in work while the source writes its outcomes, then closes the source.
@@ -370,16 +396,16 @@ pub(super) enum Started {
 }
 
 /// A delivery whose work was torn down is dropped, which gives it back.
-pub(super) fn settle_or_give_back(delivery: Delivery, outcome: Option<Outcome>) {
+pub(super) fn settle_or_give_back(left: Unsettled, outcome: Option<Outcome>) {
     match outcome {
-        Some(outcome) => settle(delivery, outcome),
-        None => drop(delivery),
+        Some(outcome) => settle(left, outcome),
+        None => drop(left),
     }
 }
 
 /// Says what became of a delivery in the terms of its kind, whatever handled it.
-fn settle(delivery: Delivery, outcome: Outcome) {
-    let outcome = match (delivery.kind, outcome) {
+fn settle(left: Unsettled, outcome: Outcome) {
+    let outcome = match (left.kind, outcome) {
         (Kind::Message, Outcome::Ack) => Outcome::Done,
         (Kind::Message, Outcome::Reject(rejection)) => {
             Outcome::Fail(RpcError::failed_precondition(rejection.reason))
@@ -387,5 +413,5 @@ fn settle(delivery: Delivery, outcome: Outcome) {
         (Kind::Event, Outcome::Reply(_) | Outcome::Done | Outcome::Fail(_)) => Outcome::Ack,
         (_, outcome) => outcome,
     };
-    delivery.settle(outcome);
+    left.settle(outcome);
 }

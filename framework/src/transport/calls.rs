@@ -2,7 +2,7 @@
 //! callers say about them meanwhile.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fmt,
     hash::Hash,
     sync::{Arc, Mutex},
@@ -16,10 +16,6 @@ use super::{Gone, pending::lock};
 /// How many values of a stream may be on their way before its reader gives credit.
 pub const WINDOW: u32 = 64;
 
-/// A peer may choose what its calls are called, but knows no seed, and has no more of them in work at
-/// once than it is allowed: a fast hash will do.
-type Table<K> = HashMap<K, Arc<Shared>, RandomState>;
-
 /// The calls in work, by whatever identifies a call on the wire.
 ///
 /// A [`Call`] is in the table as long as it lives, so that a cancel or credit frame finds it.
@@ -27,50 +23,72 @@ pub struct Calls<K: Eq + Hash + Clone + Send + 'static> {
     table: Arc<Mutex<Table<K>>>,
 }
 
+/// What the callers say is in the table itself: most calls are over before anybody asks for it, and
+/// an object of their own would be in vain.
+struct Table<K> {
+    // A peer may choose what its calls are called, but knows no seed, and has no more of them in work at
+    // once than it is allowed: a fast hash will do.
+    entries: HashMap<K, Entry, RandomState>,
+    opened: u64,
+}
+
+struct Entry {
+    /// Which of the calls with this key it is: a peer may use one again.
+    number: u64,
+    said: Said,
+}
+
 impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
     /// An empty table.
     pub fn new() -> Self {
+        let table = Table {
+            entries: HashMap::default(),
+            opened: 0,
+        };
         Self {
-            table: Arc::default(),
+            table: Arc::new(Mutex::new(table)),
         }
     }
 
     /// A call has arrived, with credit for [`WINDOW`] values.
     pub fn open(&self, key: K) -> Call<K> {
-        let shared = Arc::new(Shared::default());
-        lock(&self.table).insert(key.clone(), Arc::clone(&shared));
+        let mut table = lock(&self.table);
+        table.opened += 1;
+        let number = table.opened;
+        let said = Said::default();
+        let replaced = table.entries.insert(key.clone(), Entry { number, said });
+        drop(table);
+        // With its waker, which is not ours to drop under the lock.
+        drop(replaced);
         Call {
             key,
-            shared,
+            number,
             table: Arc::clone(&self.table),
         }
     }
 
     /// Its caller no longer waits.
     pub fn cancel(&self, key: &K) {
-        if let Some(shared) = self.find(key) {
-            shared.cancel();
-        }
+        self.update(key, Said::cancel);
     }
 
     /// Its caller has room for `values` more.
     pub fn credit(&self, key: &K, values: u32) {
-        if let Some(shared) = self.find(key) {
-            shared.credit(values);
-        }
+        self.update(key, |said| said.credit(values));
     }
 
     /// All callers have gone, as when their connection is lost.
     pub fn cancel_all(&self) {
-        let all: Vec<_> = lock(&self.table).values().cloned().collect();
-        for shared in all {
-            shared.cancel();
-        }
+        let mut table = lock(&self.table);
+        let entries = table.entries.values_mut();
+        let wakers: Vec<_> = entries.filter_map(|entry| entry.said.cancel()).collect();
+        drop(table);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// How many calls are in work.
     pub fn len(&self) -> usize {
-        lock(&self.table).len()
+        lock(&self.table).entries.len()
     }
 
     /// Whether none is.
@@ -78,8 +96,11 @@ impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
         self.len() == 0
     }
 
-    fn find(&self, key: &K) -> Option<Arc<Shared>> {
-        lock(&self.table).get(key).cloned()
+    fn update(&self, key: &K, change: impl FnOnce(&mut Said) -> Option<Waker>) {
+        let mut table = lock(&self.table);
+        let waker = { table.entries.get_mut(key) }.and_then(|entry| change(&mut entry.said));
+        drop(table);
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -108,7 +129,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Calls<K> {
 /// One call in work; a [`Responder`](super::Responder) holds it and asks it.
 pub struct Call<K: Eq + Hash + Clone + Send + 'static> {
     key: K,
-    shared: Arc<Shared>,
+    number: u64,
     table: Arc<Mutex<Table<K>>>,
 }
 
@@ -123,17 +144,28 @@ impl<K: Eq + Hash + Clone + Send + 'static> Call<K> {
     /// # Errors
     /// [`Gone`] when the caller has gone.
     pub fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        self.shared.poll_credit(cx)
+        self.said(|said| said.poll_credit(cx))
+            .unwrap_or(Poll::Pending)
     }
 
     /// Ready when the caller has gone.
     pub fn poll_cancelled(&self, cx: &mut task::Context<'_>) -> Poll<()> {
-        self.shared.poll_cancelled(cx)
+        self.said(|said| said.poll_cancelled(cx))
+            .unwrap_or(Poll::Pending)
     }
 
     /// Whether the caller has gone.
     pub fn is_cancelled(&self) -> bool {
-        lock(&self.shared.state).cancelled
+        self.said(|said| said.cancelled).unwrap_or(false)
+    }
+
+    /// What its caller says; `None` once there is another call with this key, about which all that is
+    /// said from then on is.
+    fn said<T>(&self, look: impl FnOnce(&mut Said) -> T) -> Option<T> {
+        let mut table = lock(&self.table);
+        let entry = table.entries.get_mut(&self.key);
+        let own = entry.filter(|entry| entry.number == self.number)?;
+        Some(look(&mut own.said))
     }
 }
 
@@ -141,10 +173,11 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Call<K> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         // A peer may reuse an id: only the call's own entry goes.
-        if let Entry::Occupied(entry) = table.entry(self.key.clone())
-            && Arc::ptr_eq(entry.get(), &self.shared)
-        {
-            entry.remove();
+        let entry = table.entries.get(&self.key);
+        if entry.is_some_and(|entry| entry.number == self.number) {
+            let own = table.entries.remove(&self.key);
+            drop(table);
+            drop(own);
         }
     }
 }
@@ -157,19 +190,19 @@ impl<K: Eq + Hash + Clone + Send + 'static> fmt::Debug for Call<K> {
     }
 }
 
-/// What the caller of one call says about it.
+/// What the caller of one call says about it, where that needs no table.
 #[derive(Default)]
 pub(super) struct Shared {
-    state: Mutex<State>,
+    said: Mutex<Said>,
 }
 
-struct State {
+struct Said {
     credit: u32,
     cancelled: bool,
     waker: Option<Waker>,
 }
 
-impl Default for State {
+impl Default for Said {
     fn default() -> Self {
         Self {
             credit: WINDOW,
@@ -181,52 +214,65 @@ impl Default for State {
 
 impl Shared {
     pub(super) fn cancel(&self) {
-        self.update(|state| state.cancelled = true);
+        self.update(Said::cancel);
     }
 
     pub(super) fn credit(&self, values: u32) {
-        self.update(|state| state.credit = state.credit.saturating_add(values));
+        self.update(|said| said.credit(values));
     }
 
     pub(super) fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
-        self.poll(cx, |state| {
-            if state.cancelled {
-                return Some(Err(Gone));
-            }
-            state.credit.checked_sub(1).map(|left| {
-                state.credit = left;
-                Ok(())
-            })
-        })
+        lock(&self.said).poll_credit(cx)
     }
 
     pub(super) fn poll_cancelled(&self, cx: &mut task::Context<'_>) -> Poll<()> {
-        self.poll(cx, |state| state.cancelled.then_some(()))
+        lock(&self.said).poll_cancelled(cx)
     }
 
-    fn update(&self, change: impl FnOnce(&mut State)) {
-        let mut state = lock(&self.state);
-        change(&mut state);
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+    fn update(&self, change: impl FnOnce(&mut Said) -> Option<Waker>) {
+        let waker = change(&mut lock(&self.said));
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Said {
+    /// The waker is for whoever no longer has the lock.
+    fn cancel(&mut self) -> Option<Waker> {
+        self.cancelled = true;
+        self.waker.take()
+    }
+
+    fn credit(&mut self, values: u32) -> Option<Waker> {
+        self.credit = self.credit.saturating_add(values);
+        self.waker.take()
+    }
+
+    fn poll_credit(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.cancelled {
+            return Poll::Ready(Err(Gone));
         }
-    }
-
-    fn poll<T>(
-        &self,
-        cx: &mut task::Context<'_>,
-        check: impl FnOnce(&mut State) -> Option<T>,
-    ) -> Poll<T> {
-        let mut state = lock(&self.state);
-        match check(&mut state) {
-            Some(value) => Poll::Ready(value),
-            None => {
-                state.waker = Some(cx.waker().clone());
-                Poll::Pending
+        match self.credit.checked_sub(1) {
+            Some(left) => {
+                self.credit = left;
+                Poll::Ready(Ok(()))
             }
+            None => self.wait(cx),
         }
+    }
+
+    fn poll_cancelled(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        match self.cancelled {
+            true => Poll::Ready(()),
+            false => self.wait(cx),
+        }
+    }
+
+    fn wait<T>(&mut self, cx: &mut task::Context<'_>) -> Poll<T> {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 
@@ -258,8 +304,12 @@ mod tests {
         let calls = Calls::new();
         let older = calls.open("id");
         let newer = calls.open("id");
-        drop(older);
         calls.cancel(&"id");
         assert!(newer.is_cancelled());
+        assert!(!older.is_cancelled());
+        drop(older);
+        assert!(newer.is_cancelled());
+        drop(newer);
+        assert!(calls.is_empty());
     }
 }

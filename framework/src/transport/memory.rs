@@ -470,7 +470,7 @@ impl Responder for MemoryResponder {
             Outcome::Done => Item::End,
             Outcome::Fail(error) => Item::Fail(error),
             Outcome::Ack => return,
-            Outcome::Reject(rejection) => return hub.bury(DeadLetter::new(&*service, rejection)),
+            Outcome::Reject(rejection) => return hub.bury(DeadLetter::new(&*service, *rejection)),
             Outcome::Retry { .. } => match kept {
                 Some(envelope) => {
                     let again = Attempt {

@@ -14,6 +14,7 @@ mod calls;
 #[cfg(any(feature = "kafka", feature = "redis"))]
 mod clock;
 mod dead_letters;
+mod delivery;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -48,7 +49,6 @@ mod tls;
 mod trials;
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -61,15 +61,16 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_core::Stream;
 
-pub(crate) use self::dead_letters::Only;
 pub use self::{
     address::Address,
     calls::{Call, Calls, WINDOW},
     dead_letters::{DeadLetter, DeadLetterStore, DeadLetters, replay},
+    delivery::{Delivery, Kind},
     error::{Error, ErrorKind},
     memory::Memory,
     pending::{Control, Item, Pending, Replies},
 };
+pub(crate) use self::{dead_letters::Only, delivery::Unsettled};
 use crate::{contract::Guarantee, envelope::Envelope, error::RpcError, handler::BoxFuture};
 
 /// The receiving side of a transport.
@@ -175,7 +176,7 @@ pub enum Outcome {
     },
     /// The service has given an event up: it goes to the dead letters, if the transport has them, and
     /// is then acknowledged. Where it has none, the server has kept it already, or nobody does.
-    Reject(Rejection),
+    Reject(Box<Rejection>),
 }
 
 /// Why, and after what, an event was given up.
@@ -189,88 +190,6 @@ pub struct Rejection {
     pub handlers: Vec<usize>,
     /// The event, as it arrived.
     pub envelope: Envelope,
-}
-
-/// Whether somebody waits for a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A message: answered.
-    Message,
-    /// An event: acknowledged.
-    Event,
-}
-
-/// A received envelope, to be settled exactly once.
-///
-/// One that is dropped unsettled counts as [`Outcome::Retry`]: nothing is lost by a panic or an
-/// early return.
-pub struct Delivery {
-    /// Message or event.
-    pub kind: Kind,
-    /// What arrived.
-    pub envelope: Envelope,
-    /// The subscribed pattern it came by, where that is not the envelope's own (wildcards).
-    pub subscription: Option<ByteString>,
-    /// The how-manieth try this is, counted from 1, as far as the transport knows. What came to
-    /// nothing because its process died counts once it is clear that it was to blame.
-    pub attempt: u32,
-    /// Deliveries of one source with equal lanes are handled one after the other.
-    pub lane: Option<ByteString>,
-    responder: Option<Box<dyn Responder>>,
-}
-
-impl Delivery {
-    /// A first delivery without a lane.
-    pub fn new(kind: Kind, envelope: Envelope, responder: Box<dyn Responder>) -> Self {
-        let responder = Some(responder);
-        Self {
-            kind,
-            envelope,
-            subscription: None,
-            attempt: 1,
-            lane: None,
-            responder,
-        }
-    }
-
-    /// The pattern its handler is registered under.
-    pub fn route(&self) -> &ByteString {
-        self.subscription.as_ref().unwrap_or(&self.envelope.pattern)
-    }
-
-    /// Says what became of it.
-    pub fn settle(mut self, outcome: Outcome) {
-        if let Some(responder) = self.responder.take() {
-            responder.settle(outcome);
-        }
-    }
-
-    /// The responder, while the delivery is not settled.
-    pub fn responder(&mut self) -> &mut dyn Responder {
-        self.responder
-            .as_deref_mut()
-            .expect("only `settle` takes the responder, by value")
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if let Some(responder) = self.responder.take() {
-            responder.settle(Outcome::Retry {
-                after: Duration::ZERO,
-            });
-        }
-    }
-}
-
-impl fmt::Debug for Delivery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery")
-            .field("kind", &self.kind)
-            .field("envelope", &self.envelope)
-            .field("attempt", &self.attempt)
-            .finish_non_exhaustive()
-    }
 }
 
 /// What a service wants to receive.

@@ -1,5 +1,7 @@
 //! From a call's id to its waiting caller: [`Pending`] and [`Replies`].
 
+mod deadlines;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -8,12 +10,14 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    task::{self, Poll, Waker},
+    task::{self, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
+use self::deadlines::Deadlines;
 use super::{Expect, Gone, WINDOW, calls::Shared};
 use crate::error::RpcError;
 
@@ -48,6 +52,7 @@ pub struct Pending {
     table: Mutex<HashMap<u64, Arc<Slot>, RandomState>>,
     next: AtomicU64,
     control: Mutex<Option<Weak<dyn Control>>>,
+    deadlines: Deadlines,
 }
 
 impl Pending {
@@ -58,6 +63,7 @@ impl Pending {
             table: Mutex::default(),
             next: AtomicU64::new(u64::from(fastrand::u32(..)) << 24),
             control: Mutex::default(),
+            deadlines: Deadlines::default(),
         })
     }
 
@@ -166,16 +172,47 @@ pub struct Replies {
 impl Replies {
     /// The next item; after an item that ends the call, `Pending` for ever.
     pub fn poll_item(&mut self, cx: &mut task::Context<'_>) -> Poll<Item> {
+        match ready!(self.poll(cx, None)) {
+            Some(item) => Poll::Ready(item),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The same, or `None` when there is none at `deadline`; ask again with the same until it is
+    /// ready. Calls of one client share a timer.
+    pub fn poll_item_until(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        deadline: Instant,
+    ) -> Poll<Option<Item>> {
+        self.poll(cx, Some(deadline))
+    }
+
+    fn poll(&mut self, cx: &mut task::Context<'_>, until: Option<Instant>) -> Poll<Option<Item>> {
         if self.ended {
             return Poll::Pending;
         }
-        let item = task::ready!(self.slot.poll_take(cx));
+        let item = match self.slot.take(cx, until) {
+            Taken::Item(item) => item,
+            Taken::Late => return Poll::Ready(None),
+            Taken::Nothing { watch } => {
+                if let (Some(deadline), Some((pending, id))) = (watch, &self.table) {
+                    pending.watch(deadline, *id);
+                }
+                return Poll::Pending;
+            }
+        };
         if matches!(item, Item::Value(_)) {
             self.grant();
         } else {
             self.ended = true;
         }
-        Poll::Ready(item)
+        Poll::Ready(Some(item))
+    }
+
+    /// Waits for the next item until `deadline`.
+    pub async fn item_until(&mut self, deadline: Instant) -> Option<Item> {
+        poll_fn(|cx| self.poll_item_until(cx, deadline)).await
     }
 
     /// Waits for the next item.
@@ -258,6 +295,23 @@ struct State {
     first: Option<Item>,
     rest: VecDeque<Item>,
     waker: Option<Waker>,
+    /// When the caller stops waiting for the next.
+    until: Option<Instant>,
+    /// The first of the deadlines at which it is woken; others have no effect.
+    watched: Option<Instant>,
+    /// When it was woken because its time was over.
+    late: Option<Instant>,
+}
+
+/// What a caller gets when it asks.
+enum Taken {
+    Item(Item),
+    /// Its time is over.
+    Late,
+    Nothing {
+        /// When it is to be woken, if nobody sees to that yet.
+        watch: Option<Instant>,
+    },
 }
 
 impl Slot {
@@ -285,17 +339,46 @@ impl Slot {
         fits
     }
 
-    fn poll_take(&self, cx: &mut task::Context<'_>) -> Poll<Item> {
+    /// Takes the next item of a caller who waits until then, or has it woken when there is one.
+    fn take(&self, cx: &mut task::Context<'_>, until: Option<Instant>) -> Taken {
         let mut state = lock(&self.state);
         if let Some(item) = state.first.take() {
             state.first = state.rest.pop_front();
-            return Poll::Ready(item);
+            state.until = None;
+            return Taken::Item(item);
+        }
+        let late = state.late.take();
+        if until.is_some_and(|until| Some(until) <= late) {
+            return Taken::Late;
         }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
-        Poll::Pending
+        state.until = until;
+        let is_watched = |until: &Instant| state.watched.is_some_and(|watched| watched <= *until);
+        let watch = until.filter(|until| !is_watched(until));
+        state.watched = watch.or(state.watched);
+        Taken::Nothing { watch }
+    }
+
+    /// Ends the wait of a caller whose time is over at `now`. Else, says when to look again.
+    fn expire(&self, now: Instant) -> (Option<Waker>, Option<Instant>) {
+        let mut state = lock(&self.state);
+        state.watched = state.until.filter(|until| *until > now);
+        if state.watched.is_some() || state.until.is_none() {
+            return (None, state.watched);
+        }
+        state.until = None;
+        state.late = Some(now);
+        (state.waker.take(), None)
+    }
+
+    /// Has the caller look to its deadline anew.
+    fn unwatch(&self) -> Option<Waker> {
+        let mut state = lock(&self.state);
+        state.watched = None;
+        state.waker.take()
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! All are ready at any time: what there is to wait for, a call waits for itself, because it is the call
 //! that knows its deadline. Their futures are named types where `tower`'s usual box can be spared. A
-//! client without a policy does not come here: [`exchange`] is all it needs, and needs no box.
+//! client without a policy does not come here: an [`Exchange`] is all it needs, and needs no box.
 
 use std::{
-    future::{Future, Ready, ready},
+    future::{Future, Ready, poll_fn, ready},
     pin::Pin,
     sync::Arc,
     task::{self, Poll},
@@ -25,7 +25,7 @@ use super::{
     budget::Budget,
 };
 use crate::{
-    client::call::no_reply,
+    client::{call::no_reply, exchange::Exchange},
     envelope::Envelope,
     error::{Code, RpcError},
     handler::BoxFuture,
@@ -98,29 +98,6 @@ impl Held {
     }
 }
 
-/// Sends a message and waits for its one reply.
-///
-/// Not an `async fn`, which would keep the envelope for as long as the call: the transport has it.
-pub(crate) fn exchange(
-    transport: &dyn ClientTransport,
-    envelope: Envelope,
-    deadline: Instant,
-) -> impl Future<Output = Result<Item, RpcError>> {
-    let pattern = envelope.pattern.clone();
-    let sent = match transport.try_request(envelope, Expect::Single) {
-        Ok(sent) => Either::Left(ready(sent)),
-        Err(envelope) => Either::Right(transport.request(envelope, Expect::Single)),
-    };
-    async move {
-        let reply = timeout_at(deadline, async { Ok(sent.await?.item().await) });
-        match reply.await {
-            Ok(Ok(Item::Fail(error))) => Err(error),
-            Ok(result) => result,
-            Err(_) => Err(no_reply(&pattern)),
-        }
-    }
-}
-
 /// Sends a message for a stream, and waits for its first value if `waits`.
 async fn open(
     transport: &dyn ClientTransport,
@@ -185,7 +162,9 @@ impl Service<Outgoing> for Sending {
             }
             // The handler of a try that is given up need not go on.
             envelope.deadline = Some(end);
-            let item = exchange(&*transport, envelope, end).await?;
+            let pattern = envelope.pattern.clone();
+            let mut exchange = Exchange::new(&*transport, envelope, end);
+            let item = poll_fn(|cx| exchange.poll(cx, &pattern)).await?;
             Ok(Received {
                 first: Some(item),
                 rest: None,

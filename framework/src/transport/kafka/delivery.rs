@@ -233,7 +233,7 @@ impl Responder for KafkaResponder {
             Outcome::Fail(error) => self.reply(Item::Fail(error)),
             Outcome::Ack => {}
             Outcome::Reject(rejection) => {
-                return self.group.bury(&self.partition, self.offset, rejection);
+                return self.group.bury(&self.partition, self.offset, *rejection);
             }
             Outcome::Retry { after } => {
                 if !self.partition.commits_first() {

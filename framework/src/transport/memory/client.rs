@@ -1,6 +1,6 @@
 //! The sending side.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -54,23 +54,29 @@ impl ClientTransport for MemoryClient {
     async fn publish(&self, envelope: Envelope) -> Result<(), Error> {
         fits(envelope.payload.len())?;
         let services = self.hub.services_for(Kind::Event, &envelope.pattern);
-        let deliveries = services.iter().map(|service| {
+        let envelopes = iter::repeat_n(envelope, services.len());
+        let (mut full, mut failures) = (Vec::new(), Vec::new());
+        for (service, envelope) in services.into_iter().zip(envelopes) {
             let first = Attempt {
-                envelope: envelope.clone(),
+                envelope,
                 call: None,
                 repeatable: true,
                 number: 1,
             };
-            self.hub.deliver(service, first)
-        });
-        // A service that is full keeps none of the others from its event; one that has just left
-        // needs none.
-        let failed = join_all(deliveries)
-            .await
-            .into_iter()
-            .filter_map(Result::err)
-            .find(|error| error.kind() != ErrorKind::NoResponders);
-        failed.map_or(Ok(()), Err)
+            match self.hub.try_deliver(&service, first) {
+                Ok(None) => {}
+                Ok(Some(first)) => full.push((service, first)),
+                Err(error) => failures.push(error),
+            }
+        }
+        // A service that is full keeps none of the others from its event.
+        let waiting = { full.into_iter() }
+            .map(|(service, first)| async move { self.hub.deliver(&service, first).await });
+        let waited = join_all(waiting).await;
+        failures.extend(waited.into_iter().filter_map(Result::err));
+        // A service that has just left needs none.
+        let is_failure = |error: &Error| error.kind() != ErrorKind::NoResponders;
+        failures.into_iter().find(is_failure).map_or(Ok(()), Err)
     }
 
     async fn close(&self) {

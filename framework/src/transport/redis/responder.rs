@@ -187,7 +187,7 @@ impl Responder for Acknowledgement {
                 delivered: Some(delivered_after(tried)),
             },
             Outcome::Reject(rejection) => {
-                let burial = Burial::new(Arc::clone(&shared), held, rejection);
+                let burial = Burial::new(Arc::clone(&shared), held, *rejection);
                 Op::Bury(Box::new(burial))
             }
             _ => Op::Settle(held),

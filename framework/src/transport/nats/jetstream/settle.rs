@@ -201,7 +201,7 @@ impl Responder for DurableResponder {
                 let Self {
                     settling, taken, ..
                 } = *self;
-                lock(&settling.rejected).push((taken, rejection));
+                lock(&settling.rejected).push((taken, *rejection));
                 settling.waker.wake();
             }
         }
