@@ -6,13 +6,17 @@ use anyhow::{Context, Result, ensure};
 use nestling::Codec;
 use serde::{Deserialize, Serialize};
 
-/// `{"at":…,"body":"…"}` around a time of nineteen digits and an empty body.
-const FRAME: usize = 36;
+/// `{"at":…,"body":"…"}` around a time of sixteen digits and an empty body.
+const FRAME: usize = 33;
+
+/// In nanoseconds.
+const MICRO: u64 = 1_000;
 
 /// The one message and event of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Payload {
-    /// When it was sent, in nanoseconds since 1970; both ends run on one machine.
+    /// When it was sent, in microseconds since 1970, which JavaScript can count; both ends run on one
+    /// machine.
     pub(crate) at: u64,
     pub(crate) body: String,
 }
@@ -22,7 +26,7 @@ impl Payload {
     pub(crate) fn of(size: usize) -> Result<Self> {
         ensure!(size >= FRAME, "a payload has at least {FRAME} bytes");
         Ok(Self {
-            at: now()?,
+            at: now()? / MICRO,
             body: "x".repeat(size - FRAME),
         })
     }
@@ -30,14 +34,14 @@ impl Payload {
     /// The same, sent now.
     pub(crate) fn again(&self) -> Result<Self> {
         Ok(Self {
-            at: now()?,
+            at: now()? / MICRO,
             body: self.body.clone(),
         })
     }
 
-    /// Nanoseconds since it was sent.
-    pub(crate) fn age(&self) -> Result<u64> {
-        Ok(now()?.saturating_sub(self.at))
+    /// Nanoseconds since it was sent, at `now`.
+    pub(crate) fn age(&self, now: u64) -> u64 {
+        now.saturating_sub(self.at * MICRO)
     }
 
     pub(crate) fn encode(&self, codec: Codec) -> Result<Vec<u8>> {
@@ -69,12 +73,12 @@ mod tests {
 
     #[test]
     fn its_json_has_the_size_that_was_asked_for() {
-        for size in [36, 64, 1024, 262_144] {
+        for size in [33, 64, 1024, 262_144] {
             let payload = Payload::of(size).unwrap();
             let json = payload.encode(Codec::Json).unwrap();
             assert_eq!(json.len(), size);
             assert_eq!(Payload::decode(Codec::Json, &json).unwrap(), payload);
         }
-        assert!(Payload::of(35).is_err());
+        assert!(Payload::of(32).is_err());
     }
 }

@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 use crate::{
     floor, ours,
-    payload::Payload,
+    payload::{self, Payload},
     spec::{Spec, Who, name},
 };
 
@@ -70,10 +70,10 @@ impl Seen {
 
     /// An event has been handled.
     pub(crate) fn note(&self, payload: &Payload) -> Result<()> {
-        let age = payload.age()?;
+        let now = payload::now()?;
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.latency.saturating_record(age);
-        noted.last = noted.last.max(payload.at + age);
+        noted.latency.saturating_record(payload.age(now));
+        noted.last = noted.last.max(now);
         Ok(())
     }
 

@@ -17,8 +17,13 @@ use crate::{
     spec::{Spec, Transport, Wire, Workload},
 };
 
+/// How many events may wait for their handler; what is beyond it the library would drop.
+const WAITING: usize = 1 << 20;
+
 async fn open(url: &str) -> Result<Client> {
-    async_nats::connect(host(url)?)
+    async_nats::ConnectOptions::new()
+        .subscription_capacity(WAITING)
+        .connect(host(url)?)
         .await
         .context("connect to NATS")
 }
