@@ -48,6 +48,8 @@ const EXPIRED: Duration = Duration::from_secs(35);
 const REFUSED: Duration = Duration::from_millis(250);
 /// The most events in one pull.
 const MOST_PULLED: usize = 256;
+/// With so few left to hand out the next are asked for.
+const FEW: usize = MOST_PULLED / 4;
 /// How long the end of a subscription may take.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -192,7 +194,7 @@ impl Source for DurableSource {
             batch.push(delivery);
             count += 1;
         }
-        self.poll_pull(cx, room - count);
+        self.poll_pull(cx, room > 0);
         if count > 0 {
             Poll::Ready(Some(count))
         } else if self.ended && self.is_empty() {
@@ -340,8 +342,9 @@ impl DurableSource {
         }));
     }
 
-    /// Asks for as many events as there is room for, one pull after the other.
-    fn poll_pull(&mut self, cx: &mut task::Context<'_>, room: usize) {
+    /// Asks for as many events as there is room for, one pull after the other, and before the last of
+    /// those that are here are handed out: else everybody would wait for the broker.
+    fn poll_pull(&mut self, cx: &mut task::Context<'_>, has_room: bool) {
         if self.stopping.is_some() || self.ended {
             return;
         }
@@ -359,8 +362,9 @@ impl DurableSource {
             self.mending = None;
         }
         let here = self.settling.unsettled();
-        let room = room.min(self.most.saturating_sub(here)).min(MOST_PULLED);
-        if room == 0 || !matches!(self.pull, Pull::None) {
+        let room = self.most.saturating_sub(here).min(MOST_PULLED);
+        let is_due = has_room && room > 0 && self.arrived.len() <= FEW;
+        if !is_due || !matches!(self.pull, Pull::None) {
             return;
         }
         if self.settling.client.connection_state() != State::Connected {
