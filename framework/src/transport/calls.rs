@@ -58,8 +58,9 @@ impl<K: Eq + Hash + Clone + Send + 'static> Calls<K> {
         let said = Said::default();
         let replaced = table.entries.insert(key.clone(), Entry { number, said });
         drop(table);
-        // With its waker, which is not ours to drop under the lock.
-        drop(replaced);
+        // Whoever works on a call of the same name hears no more of its caller, and is told so.
+        let waker = replaced.and_then(|entry| entry.said.waker);
+        waker.into_iter().for_each(Waker::wake);
         Call {
             key,
             number,
@@ -145,7 +146,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Call<K> {
     /// [`Gone`] when the caller has gone.
     pub fn poll_credit(&self, cx: &mut task::Context<'_>) -> Poll<Result<(), Gone>> {
         self.said(|said| said.poll_credit(cx))
-            .unwrap_or(Poll::Pending)
+            .unwrap_or(Poll::Ready(Err(Gone)))
     }
 
     /// Ready when the caller has gone.

@@ -351,20 +351,30 @@ impl Slot {
         if until.is_some_and(|until| Some(until) <= late) {
             return Taken::Late;
         }
+        let is_watched = |until: &Instant| state.watched.is_some_and(|watched| watched <= *until);
+        let watch = until.filter(|until| !is_watched(until));
+        // Looked at once for each call: on a runtime that shuts down nobody watches.
+        if watch.is_some_and(|until| until <= Instant::now()) {
+            state.until = None;
+            return Taken::Late;
+        }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
         state.until = until;
-        let is_watched = |until: &Instant| state.watched.is_some_and(|watched| watched <= *until);
-        let watch = until.filter(|until| !is_watched(until));
         state.watched = watch.or(state.watched);
         Taken::Nothing { watch }
     }
 
-    /// Ends the wait of a caller whose time is over at `now`. Else, says when to look again.
-    fn expire(&self, now: Instant) -> (Option<Waker>, Option<Instant>) {
+    /// It is `deadline`, for which it was watched: ends the wait of a caller whose time is over at
+    /// `now`. Else, says when to look again.
+    fn expire(&self, deadline: Instant, now: Instant) -> (Option<Waker>, Option<Instant>) {
         let mut state = lock(&self.state);
+        if state.watched != Some(deadline) {
+            // An earlier one was watched since, which has seen to what comes after it.
+            return (None, None);
+        }
         state.watched = state.until.filter(|until| *until > now);
         if state.watched.is_some() || state.until.is_none() {
             return (None, state.watched);

@@ -3,14 +3,19 @@
 //! A timer for each call is most of what waiting costs, and nearly all are taken down before they fire.
 //! So those of one client are a queue, in their order, with one task that sleeps until the first is
 //! past. Calls that have ended stay in it until there are more of them than of those that wait.
+//!
+//! There is such a queue for each runtime that calls are made on: one that is busy, or that nobody drives,
+//! must not keep those on another waiting.
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::BinaryHeap,
     sync::{Arc, Mutex, Weak},
     task::Waker,
 };
 
 use tokio::{
+    runtime::{Handle, Id},
     sync::Notify,
     time::{Instant, sleep_until},
 };
@@ -21,80 +26,103 @@ use crate::transport::Task;
 /// How many entries are kept before those of calls that have ended are looked for.
 const FEW: usize = 64;
 
-/// The queue of one client, and the task that watches it.
-pub(super) struct Deadlines {
-    queue: Mutex<Queue>,
-    /// There is an earlier one than the task knows of.
-    changed: Arc<Notify>,
-}
+/// The queues of one client.
+#[derive(Default)]
+pub(super) struct Deadlines(Mutex<Vec<Queue>>);
 
+/// What is waited for on one runtime, and the task that watches it.
 struct Queue {
-    /// Sorted. A call may have several: it waits for each value of a stream.
-    entries: VecDeque<(Instant, u64)>,
+    runtime: Id,
+    /// The earliest first. A call may have several: it waits for each value of a stream.
+    entries: BinaryHeap<Reverse<(Instant, u64)>>,
     /// How many there may be before they are looked through.
     room: usize,
-    is_watched: bool,
+    /// There is an earlier one than the task knows of.
+    changed: Arc<Notify>,
     task: Option<Task>,
 }
 
-impl Default for Deadlines {
-    fn default() -> Self {
-        let queue = Queue {
-            entries: VecDeque::new(),
-            room: FEW,
-            is_watched: false,
-            task: None,
-        };
+impl Queue {
+    fn new(runtime: Id) -> Self {
         Self {
-            queue: Mutex::new(queue),
+            runtime,
+            entries: BinaryHeap::new(),
+            room: FEW,
             changed: Arc::default(),
+            task: None,
         }
+    }
+
+    fn first(&self) -> Option<Instant> {
+        self.entries.peek().map(|Reverse((deadline, _))| *deadline)
     }
 }
 
 impl Pending {
     /// Has the caller of `id` woken at `deadline`, if it still waits then.
     pub(super) fn watch(self: &Arc<Self>, deadline: Instant, id: u64) {
-        let (is_first, is_watched) = {
-            let mut queue = lock(&self.deadlines.queue);
-            if queue.entries.len() >= queue.room {
-                let waiting = lock(&self.table);
-                queue.entries.retain(|(_, id)| waiting.contains_key(id));
-                queue.room = FEW + 2 * queue.entries.len();
-            }
-            let is_first = queue.insert(deadline, id);
-            (is_first, std::mem::replace(&mut queue.is_watched, true))
-        };
-        if !is_watched {
-            // Without the lock: a runtime that shuts down drops the task here and now.
-            let task = Task::spawn(watch(Watcher(Arc::downgrade(self))));
-            let earlier = lock(&self.deadlines.queue).task.replace(task);
-            drop(earlier);
+        let runtime = Handle::current().id();
+        let mut queues = lock(&self.deadlines.0);
+        let known = queues.iter_mut().position(|queue| queue.runtime == runtime);
+        let position = known.unwrap_or_else(|| {
+            queues.push(Queue::new(runtime));
+            queues.len() - 1
+        });
+        let queue = &mut queues[position];
+        if queue.entries.len() >= queue.room {
+            let waiting = lock(&self.table);
+            queue
+                .entries
+                .retain(|Reverse((_, id))| waiting.contains_key(id));
+            queue.room = FEW + 2 * queue.entries.len();
+        }
+        let is_first = queue.first().is_none_or(|first| deadline < first);
+        queue.entries.push(Reverse((deadline, id)));
+        let changed = Arc::clone(&queue.changed);
+        drop(queues);
+        if known.is_none() {
+            self.begin(runtime, changed);
         } else if is_first {
-            self.deadlines.changed.notify_one();
+            changed.notify_one();
         }
     }
 
+    /// Starts the task of a new queue. Without the lock: a runtime that shuts down drops it here and now.
+    fn begin(self: &Arc<Self>, runtime: Id, changed: Arc<Notify>) {
+        let watcher = Watcher {
+            pending: Arc::downgrade(self),
+            runtime,
+        };
+        let task = Task::spawn(watch(watcher, changed));
+        let mut queues = lock(&self.deadlines.0);
+        let queue = queues.iter_mut().find(|queue| queue.runtime == runtime);
+        let unused = match queue {
+            Some(queue) => queue.task.replace(task),
+            None => Some(task),
+        };
+        drop(queues);
+        drop(unused);
+    }
+
     /// Tells those callers whose time is over, and returns when the next one's is.
-    fn expire(&self) -> Option<Instant> {
+    fn expire(&self, runtime: Id) -> Option<Instant> {
         let now = Instant::now();
         let mut over: Vec<Waker> = Vec::new();
-        let mut queue = lock(&self.deadlines.queue);
-        let next = loop {
-            match queue.entries.front() {
-                Some(&(deadline, id)) if deadline <= now => {
-                    queue.entries.pop_front();
-                    let Some(slot) = self.slot(id) else { continue };
-                    let (waker, later) = slot.expire(now);
-                    over.extend(waker);
-                    if let Some(later) = later {
-                        queue.insert(later, id);
-                    }
-                }
-                first => break first.map(|(deadline, _)| *deadline),
-            }
-        };
-        drop(queue);
+        let mut queues = lock(&self.deadlines.0);
+        let queue = queues.iter_mut().find(|queue| queue.runtime == runtime)?;
+        while let Some(&Reverse((deadline, id))) = queue.entries.peek()
+            && deadline <= now
+        {
+            queue.entries.pop();
+            let Some(slot) = self.slot(id) else { continue };
+            let (waker, later) = slot.expire(deadline, now);
+            over.extend(waker);
+            queue
+                .entries
+                .extend(later.map(|later| Reverse((later, id))));
+        }
+        let next = queue.first();
+        drop(queues);
         over.into_iter().for_each(Waker::wake);
         next
     }
@@ -104,26 +132,9 @@ impl Pending {
     }
 }
 
-impl Queue {
-    /// Whether it is now the first.
-    fn insert(&mut self, deadline: Instant, id: u64) -> bool {
-        let entries = &mut self.entries;
-        // Most calls wait as long as the one before.
-        let place = match entries.back() {
-            Some((last, _)) if *last > deadline => {
-                entries.partition_point(|(other, _)| *other <= deadline)
-            }
-            _ => entries.len(),
-        };
-        entries.insert(place, (deadline, id));
-        place == 0
-    }
-}
-
-async fn watch(watcher: Watcher) {
-    while let Some(pending) = watcher.0.upgrade() {
-        let next = pending.expire();
-        let changed = Arc::clone(&pending.deadlines.changed);
+async fn watch(watcher: Watcher, changed: Arc<Notify>) {
+    while let Some(pending) = watcher.pending.upgrade() {
+        let next = pending.expire(watcher.runtime);
         // The client may go meanwhile, and this task with it.
         drop(pending);
         match next {
@@ -138,21 +149,25 @@ async fn watch(watcher: Watcher) {
 }
 
 /// What the task holds. When its runtime ends before the client does, those who wait elsewhere are
-/// woken, and start another.
-struct Watcher(Weak<Pending>);
+/// woken, and wait where they are.
+struct Watcher {
+    pending: Weak<Pending>,
+    runtime: Id,
+}
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let Some(pending) = self.0.upgrade() else {
+        let Some(pending) = self.pending.upgrade() else {
             return;
         };
-        let entries = {
-            let mut queue = lock(&pending.deadlines.queue);
-            queue.is_watched = false;
-            std::mem::take(&mut queue.entries)
-        };
-        for (_, id) in entries {
-            let waker = pending.slot(id).and_then(|slot| slot.unwatch());
+        let mut queues = lock(&pending.deadlines.0);
+        let position = queues
+            .iter()
+            .position(|queue| queue.runtime == self.runtime);
+        let queue = position.map(|position| queues.swap_remove(position));
+        drop(queues);
+        for Reverse((_, id)) in queue.iter().flat_map(|queue| &queue.entries) {
+            let waker = pending.slot(*id).and_then(|slot| slot.unwatch());
             waker.into_iter().for_each(Waker::wake);
         }
     }
@@ -223,17 +238,48 @@ mod tests {
         };
         let (item, ()) = tokio::join!(waiting.item_until(after(1000)), others);
         assert_eq!(item, None);
-        assert!(lock(&pending.deadlines.queue).entries.len() < 2 * FEW);
+        let queues = lock(&pending.deadlines.0);
+        assert!(queues.iter().all(|queue| queue.entries.len() < 2 * FEW));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_of_different_lengths_leave_nothing_behind() {
+        let pending = Pending::new();
+        let (id, mut replies) = pending.register(Expect::Many);
+        for millis in [50, 5].repeat(10 * FEW) {
+            let complete = async {
+                sleep(Duration::from_millis(1)).await;
+                pending.complete(id, Item::Value("soon".into()))
+            };
+            let (item, _) = tokio::join!(replies.item_until(after(millis)), complete);
+            assert_eq!(item, Some(Item::Value("soon".into())));
+        }
+        let queues = lock(&pending.deadlines.0);
+        assert!(queues.iter().all(|queue| queue.entries.len() < FEW));
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_runtime_that_nobody_drives_keeps_no_caller_on_another_waiting() {
+        let (first, second) = (runtime(), runtime());
+        let pending = Pending::new();
+        let wait = || {
+            let (_, mut replies) = pending.register(Expect::Single);
+            async move { replies.item_until(after(20)).await }
+        };
+        assert_eq!(first.block_on(wait()), None);
+        let bounded = async { timeout(Duration::from_secs(60), wait()).await };
+        assert_eq!(second.block_on(bounded), Ok(None));
+        drop(first);
     }
 
     #[test]
     fn a_caller_outlives_the_runtime_of_the_task_that_watches() {
-        let runtime = || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-        };
-        let (first, second) = (runtime().unwrap(), runtime().unwrap());
+        let (first, second) = (runtime(), runtime());
         let pending = Pending::new();
         let (_, mut replies) = pending.register(Expect::Single);
         let mut waiting = Box::pin(replies.item_until(after(50)));

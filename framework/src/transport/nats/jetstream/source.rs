@@ -46,10 +46,9 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const EXPIRED: Duration = Duration::from_secs(35);
 /// Before the broker is asked again that has refused.
 const REFUSED: Duration = Duration::from_millis(250);
-/// The most events in one pull.
-const MOST_PULLED: usize = 256;
-/// With so few left to hand out the next are asked for.
-const FEW: usize = MOST_PULLED / 4;
+/// The most events that are here and not handed out: two rounds of the run loop. When half of them are
+/// gone the next are asked for. More would be kept from other replicas.
+const AHEAD: usize = 128;
 /// How long the end of a subscription may take.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -362,8 +361,9 @@ impl DurableSource {
             self.mending = None;
         }
         let here = self.settling.unsettled();
-        let room = self.most.saturating_sub(here).min(MOST_PULLED);
-        let is_due = has_room && room > 0 && self.arrived.len() <= FEW;
+        let ahead = AHEAD.saturating_sub(self.arrived.len());
+        let room = self.most.saturating_sub(here).min(ahead);
+        let is_due = has_room && room > 0 && ahead >= AHEAD / 2;
         if !is_due || !matches!(self.pull, Pull::None) {
             return;
         }
