@@ -92,6 +92,8 @@ pub async fn a_draining_server_answers_what_is_in_work(stage: Stage) {
 
 /// While one replica finishes, the other gets what is new; no call fails in between.
 pub async fn a_draining_replica_leaves_new_work_to_the_others(stage: Stage) {
+    const HELD: Duration = Duration::from_secs(100);
+
     let (hold, who) = (stage.pattern("hold"), stage.pattern("who"));
     let (holding, release) = (Record::new(), Gate::new());
     let router = |replica: &'static str| {
@@ -103,17 +105,15 @@ pub async fn a_draining_replica_leaves_new_work_to_the_others(stage: Stage) {
         let asked = move || async move { Ok::<_, RpcError>(replica.to_owned()) };
         Router::new().message_at(hold, held).message_at(who, asked)
     };
-    let a = stage
-        .start_server(stage.server("service", router("a")))
-        .await;
-    let b = stage
-        .start_server(stage.server("service", router("b")))
-        .await;
+    // What it has begun lasts until the other has everything, which takes a broker its time.
+    let server = |name| stage.server("service", router(name)).drain_timeout(HELD);
+    let a = stage.start_server(server("a")).await;
+    let b = stage.start_server(server("b")).await;
     let client = stage.client(&[&a, &b]).await;
 
     let held = client
         .send_at::<String>(hold, &())
-        .timeout(Duration::from_secs(100))
+        .timeout(HELD)
         .into_future();
     let (held, ()) = tokio::join!(held, async {
         let holder = holding.first().await;
