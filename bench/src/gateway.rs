@@ -4,11 +4,7 @@
 //! Service, gateway and floor are processes of their own. The service has its answer in memory, so that nothing but the
 //! way to it is compared.
 
-use std::{
-    process::Command,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
@@ -27,7 +23,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{run::median, serve::Server, spec::name, usage};
+use crate::{
+    run::median,
+    serve::{self, Server},
+    spec::name,
+    usage,
+};
 
 const PATH: &str = "/v1/categories";
 /// How often each contestant has its turn.
@@ -78,14 +79,14 @@ fn categories() -> Vec<Category> {
 }
 
 /// Runs one of the processes until its input ends.
-pub(crate) async fn serve(side: Side) -> Result<()> {
+pub(crate) async fn run(side: Side) -> Result<()> {
     match side.who {
         Who::Direct => {
             let router = Router::new()
                 .message(|_: ListCategories| async { Ok::<_, RpcError>(categories()) });
             let service = Service::new("product", router).listen("tcp://127.0.0.1:0");
             let running = service.start().await?;
-            crate::serve::until_told(running.address()).await
+            until_told(running.address()).await
         }
         Who::Floor => {
             let answer = || async { Json(categories()) };
@@ -115,7 +116,11 @@ async fn serve_http(app: Http) -> Result<()> {
             eprintln!("{error}");
         }
     });
-    crate::serve::until_told(&address).await
+    until_told(&address).await
+}
+
+async fn until_told(url: &str) -> Result<()> {
+    serve::answer(url, || Ok(String::new())).await
 }
 
 /// Measures and prints what the gateway adds.
@@ -293,14 +298,7 @@ struct Browser {
 
 impl Browser {
     async fn connect(address: &str) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
-        let stream = loop {
-            match TcpStream::connect(address).await {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() > deadline => return Err(error.into()),
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        };
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = Task::spawn(async move {

@@ -14,7 +14,7 @@ use crate::{
     payload::Payload,
     run::connect,
     serve::Server,
-    spec::{Encoding, Spec, Transport, Who, Wire, Workload},
+    spec::{Encoding, Spec, Transport, Who, Wire, Workload, name},
     usage,
 };
 
@@ -52,13 +52,9 @@ pub(crate) async fn measure(options: &Options) -> Result<()> {
         };
         for who in [Who::Nestling, Who::Floor] {
             let bytes = of_each(spec, who, connections).await?;
-            let name = spec.to_string();
-            let name = name.trim_end_matches(" request");
-            println!(
-                "{name:<14} {:<9} {:>10.1}",
-                crate::spec::name(&who),
-                bytes / 1024.0
-            );
+            let row = spec.to_string();
+            let row = row.trim_end_matches(" request");
+            println!("{row:<14} {:<9} {:>10.1}", name(&who), bytes / 1024.0);
         }
     }
     println!("\nThe kernel's own memory for a socket is not counted.");

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         match cli.role {
             Some(Role::Idle(options)) => idle::measure(&options).await,
             Some(Role::Gateway(options)) => gateway::measure(&options).await,
-            Some(Role::Side(side)) => gateway::serve(side).await,
+            Some(Role::Side(side)) => gateway::run(side).await,
             Some(Role::Serve(options)) => serve::serve(options).await,
             None => compare(cli.compare).await,
         }

@@ -77,7 +77,7 @@ impl Options {
         let wanted = |spec: &Spec| {
             let is_one = |list: &[Transport]| list.is_empty() || list.contains(&spec.transport);
             let quick = !self.quick || spec.workload != Workload::Stream;
-            // On TCP and Pub/Sub nothing shares it out.
+            // Elsewhere no broker does, or to everybody.
             let shares = self.replicas == 1
                 || !matches!(
                     spec.transport,

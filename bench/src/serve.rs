@@ -100,27 +100,26 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         Who::Floor => floor::serve(&options, seen).await?,
         peer => bail!("{} is no part of this program", name(&peer)),
     };
-    let mut out = tokio::io::stdout();
-    out.write_all(format!("{url}\n").as_bytes()).await?;
-    out.flush().await?;
-    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    while lines.next_line().await?.is_some() {
-        let mut line = serde_json::to_vec(&seen.take())?;
-        line.push(b'\n');
-        out.write_all(&line).await?;
-        out.flush().await?;
-    }
-    Ok(())
+    answer(&url, || serde_json::to_string(&seen.take())).await
 }
 
-/// Says that this process is ready, at `url`, and waits until its input ends.
-pub(crate) async fn until_told(url: &str) -> Result<()> {
+/// Says that this process is ready, at `url`, and answers each line it reads, until its input ends.
+pub(crate) async fn answer(
+    url: &str,
+    mut line: impl FnMut() -> serde_json::Result<String>,
+) -> Result<()> {
     let mut out = tokio::io::stdout();
-    out.write_all(format!("{url}\n").as_bytes()).await?;
-    out.flush().await?;
     let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    while lines.next_line().await?.is_some() {}
-    Ok(())
+    let mut next = url.to_owned();
+    loop {
+        next.push('\n');
+        out.write_all(next.as_bytes()).await?;
+        out.flush().await?;
+        if lines.next_line().await?.is_none() {
+            return Ok(());
+        }
+        next = line()?;
+    }
 }
 
 /// A server in a process of its own.

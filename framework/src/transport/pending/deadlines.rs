@@ -63,7 +63,7 @@ impl Pending {
     pub(super) fn watch(self: &Arc<Self>, deadline: Instant, id: u64) {
         let runtime = Handle::current().id();
         let mut queues = lock(&self.deadlines.0);
-        let known = queues.iter_mut().position(|queue| queue.runtime == runtime);
+        let known = queues.iter().position(|queue| queue.runtime == runtime);
         let position = known.unwrap_or_else(|| {
             queues.push(Queue::new(runtime));
             queues.len() - 1
