@@ -35,8 +35,13 @@ fn what_has_no_dead_letters_is_a_usage_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn they_are_listed_shown_replayed_and_discarded() {
-    for kind in [Kind::Redis, Kind::Kafka] {
-        if let Some(url) = broker_or_skip(kind) {
+    for (kind, options) in [
+        (Kind::Redis, ""),
+        (Kind::Kafka, ""),
+        (Kind::Nats, "?events=jetstream"),
+    ] {
+        if let Some(broker) = broker_or_skip(kind) {
+            let url = broker + options;
             walk(&url, &url, None).await;
         }
     }
